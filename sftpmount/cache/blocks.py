@@ -1,0 +1,355 @@
+"""The bytes we hold: clean blocks in an LRU that may forget any of them at any instant, and what is not yet safe.
+
+A file is cut into blocks of 128 KiB, the largest write that the kernel hands down. Bytes written by us go through
+
+    DIRTY --sent--> IN_FLIGHT --acknowledged--> WRITTEN --fsync acknowledged--> CLEAN
+      ^                 |                          |
+      +-----------------+--------------------------+   write failed, session lost, or written again
+
+A server without fsync@openssh.com takes them from IN_FLIGHT to CLEAN. Invariants of a ``FileCache``, checked by
+``check_invariants``:
+1. dirty, in_flight and written lie within valid; each block that any of them touches has a buffer, no other has.
+2. in_flight and written are disjoint, dirty and written are disjoint. dirty may overlap in_flight: bytes written again
+   while they were on their way. They are sent again only when the first write has ended, so that never two writes are in
+   flight over the same bytes.
+3. No byte of valid lies at or past ``size``.
+4. While anything is dirty, in flight or written, ``size`` is ours; else it is the server's.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Dict, List, Optional, Protocol, Set, Tuple, Union
+
+import cachetools
+
+from ..errors import StatusError
+from .extents import Extents
+
+BLOCK_BYTES = 131072
+
+Buffer = Union[bytes, bytearray]
+BlockKey = Tuple[int, int]
+
+
+class _Lru(cachetools.LRUCache[BlockKey, bytes]):
+    """An LRU that tells which blocks of which file it still has."""
+
+    def __init__(self, bytes_max: int) -> None:
+        super().__init__(bytes_max, getsizeof=len)
+        self.of_file: Dict[int, Set[int]] = {}
+
+    def popitem(self) -> Tuple[BlockKey, bytes]:
+        key, data = super().popitem()
+        self._forget(key)
+        return key, data
+
+    def _forget(self, key: BlockKey) -> None:
+        blocks = self.of_file.get(key[0])
+        if blocks is not None:
+            blocks.discard(key[1])
+            if not blocks:
+                del self.of_file[key[0]]
+
+
+class CleanBlocks:
+    """Blocks that the server has too, for all files together, at most ``bytes_max``. Thread-safe."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._lock = threading.Lock()
+        self._lru = _Lru(max(bytes_max, BLOCK_BYTES))
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, file_id: int, index: int) -> Optional[bytes]:
+        """Block ``index`` of a file; the last block of a file is short. None where it is not held."""
+        with self._lock:
+            data = self._lru.get((file_id, index))
+            if data is None:
+                self.misses += 1
+            else:
+                self.hits += 1
+            return data
+
+    def has(self, file_id: int, index: int) -> bool:
+        """True where the block is held; it may be gone the next moment."""
+        return (file_id, index) in self._lru
+
+    def put(self, file_id: int, index: int, data: bytes) -> None:
+        """Keep a block for as long as there is room."""
+        with self._lock:
+            self._lru[(file_id, index)] = data
+            self._lru.of_file.setdefault(file_id, set()).add(index)
+
+    def drop(self, file_id: int, first: int = 0, last: Optional[int] = None) -> None:
+        """Forget blocks ``first`` to ``last`` (included; None = all that follow) of a file."""
+        with self._lock:
+            blocks = self._lru.of_file.get(file_id)
+            if not blocks:
+                return
+            for index in [i for i in blocks if i >= first and (last is None or i <= last)]:
+                del self._lru[(file_id, index)]
+                blocks.discard(index)
+            if not blocks:
+                del self._lru.of_file[file_id]
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held now."""
+        return int(self._lru.currsize)
+
+
+class Teller(Protocol):
+    """An open handle, as far as failures go: ``owed`` is what it has not been told yet."""
+
+    owed: Optional[StatusError]
+
+
+def block_range(start: int, end: int) -> range:
+    """The indices of the blocks that ``[start, end)`` touches."""
+    return range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES))
+
+
+class FileCache:
+    """What is held of one file. Every method but the constructor is called with ``lock`` held."""
+
+    def __init__(self, file_id: int, size: int, clean: CleanBlocks) -> None:
+        self.file_id = file_id
+        self.lock = threading.Condition()
+        self.size = size
+        self.dirty = Extents()
+        self.in_flight = Extents()
+        self.written = Extents()
+        self.valid = Extents()
+        self.buffers: Dict[int, Buffer] = {}
+        self.buffer_bytes = 0
+        self.requests_in_flight = 0
+        self.commits: List[Extents] = []  # what each fsync on its way will make clean
+        self.failure: Optional[StatusError] = None  # why the server refused bytes that are dirty still
+        self.handles: List["Teller"] = []  # every open handle: each hears of a failure once
+        self.writers: List[Any] = []  # sftp.remote.RemoteFile, open for writing; write-back uses the first
+        self.fetches: Dict[int, Any] = {}  # block index -> cache.fetch.Fetch
+        self.generation = 0  # counts up when clean bytes cease to be true
+        self.validator: Optional[Tuple[Optional[int], Optional[int]]] = None  # server's (size, mtime) of the clean bytes
+        self.touched_s = 0.0  # clock of the last write, for write-back by age
+        self._clean = clean
+
+    @property
+    def unsafe(self) -> bool:
+        """True while any byte is not known to be on the server's disk (or on the server, where it has no fsync)."""
+        return bool(self.dirty or self.in_flight or self.written)
+
+    @property
+    def unsent(self) -> bool:
+        """True while any byte is not acknowledged by the server."""
+        return bool(self.dirty or self.in_flight)
+
+    @property
+    def authoritative(self) -> bool:
+        """True while our size and times are right and the server's are not yet; after a failed write the server's are."""
+        return self.failure is None and bool(self.dirty or self.in_flight or self.writers)
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def store(self, offset: int, data: bytes) -> None:
+        """Take ``data`` in as dirty at ``offset``; the file grows where it reaches past the end."""
+        end = offset + len(data)
+        if offset > self.size:
+            self._spoil_end()
+        position = offset
+        for index in block_range(offset, end):
+            base = index * BLOCK_BYTES
+            stop = min(end, base + BLOCK_BYTES)
+            piece = data if stop - position == len(data) else memoryview(data)[position - offset : stop - offset]
+            self._store_in_block(index, position - base, piece)
+            self.fetches.pop(index, None)  # what it brings is older than this write
+            position = stop
+        self.size = max(self.size, end)
+        self.valid.add(offset, end)
+        self.dirty.add(offset, end)
+        self.written.remove(offset, end)
+        for commit in self.commits:
+            commit.remove(offset, end)
+
+    def _store_in_block(self, index: int, start: int, piece: Union[bytes, memoryview]) -> None:
+        buffer = self.buffers.get(index)
+        if buffer is None:
+            known = self._clean.get(self.file_id, index)
+            if known is not None:
+                self._clean.drop(self.file_id, index, index)
+            elif start == 0 and isinstance(piece, bytes):
+                # A whole block, or the start of one, is kept as the kernel gave it: no copy for bulk writes.
+                self.buffers[index] = piece
+                self.buffer_bytes += len(piece)
+                return
+            buffer = bytearray(BLOCK_BYTES)
+            if known is not None:
+                buffer[: len(known)] = known
+                base = index * BLOCK_BYTES
+                self.valid.add(base, min(base + len(known), max(self.size, base)))
+            self.buffer_bytes += BLOCK_BYTES
+        elif isinstance(buffer, bytes):
+            self.buffer_bytes += BLOCK_BYTES - len(buffer)
+            buffer = bytearray(buffer.ljust(BLOCK_BYTES, b"\0"))
+        self.buffers[index] = buffer
+        buffer[start : start + len(piece)] = piece
+
+    def take_request(self, bytes_max: int, *, whole_blocks: bool) -> Optional[Tuple[int, memoryview]]:
+        """The next dirty bytes to send, moved to in_flight: ``(offset, data)`` within one block, or None.
+
+        With ``whole_blocks`` only blocks that are dirty from end to end, since the rest may still grow.
+        """
+        position = 0
+        while True:
+            found = self.dirty.first(self.in_flight, start=position)
+            if found is None:
+                return None
+            start, end = found
+            index = start // BLOCK_BYTES
+            base = index * BLOCK_BYTES
+            end = min(end, base + BLOCK_BYTES)
+            if whole_blocks and (start != base or end != base + BLOCK_BYTES):
+                # A block whose front was sent by an earlier request (small server limits) is whole too.
+                if not (self.dirty.covers(start, base + BLOCK_BYTES) and self.valid.covers(base, start)):
+                    position = base + BLOCK_BYTES
+                    continue
+            end = min(end, start + bytes_max)
+            self.in_flight.add(start, end)
+            self.dirty.remove(start, end)
+            self.requests_in_flight += 1
+            return start, memoryview(self.buffers[index])[start - base : end - base]
+
+    def acknowledged(self, start: int, end: int, *, durable: bool) -> None:
+        """A WRITE ended well. ``durable``: there is no fsync to wait for, the bytes are as safe as this server makes them."""
+        self.requests_in_flight -= 1
+        self.in_flight.remove(start, end)
+        for low, high in self.dirty.gaps(start, end):
+            self.written.add(low, high)
+        if durable:
+            self.committed(Extents([(start, end)]))
+        self.lock.notify_all()
+
+    def refused(self, failure: StatusError) -> None:
+        """The server refused bytes of this file: sticky until they are stored, and told to every handle open now."""
+        if self.failure is None:
+            self.failure = failure
+            for handle in self.handles:
+                handle.owed = failure
+
+    def failed(self, start: int, end: int) -> None:
+        """A WRITE ended badly or has no known end: its bytes are dirty again (those written again meanwhile still are)."""
+        self.requests_in_flight -= 1
+        self.in_flight.remove(start, end)
+        end = min(end, self.size)
+        self.dirty.add(start, end)
+        self.lock.notify_all()
+
+    def begin_commit(self) -> Extents:
+        """An fsync is about to be sent: it covers what was sent before. Give the result to ``end_commit``."""
+        commit = Extents(self.written)
+        commit.update(self.in_flight)
+        self.commits.append(commit)
+        return commit
+
+    def end_commit(self, commit: Extents, *, ok: bool) -> None:
+        """The fsync ended. What was written again since ``begin_commit`` is no longer in ``commit``."""
+        self.commits = [other for other in self.commits if other is not commit]
+        if ok:
+            self.committed(commit)
+        self.lock.notify_all()
+
+    def committed(self, ranges: Extents) -> None:
+        """WRITTEN bytes of ``ranges`` are safe: clean blocks take them over."""
+        for start, end in ranges:
+            for low, high in self.written.within(start, end):
+                self.written.remove(low, high)
+                for index in block_range(low, high):
+                    self._release(index)
+
+    def lost(self) -> None:
+        """The session ended: what was acknowledged but not committed may be gone with the server's memory."""
+        self.dirty.update(self.written)
+        self.written.clear()
+        self.lock.notify_all()
+
+    def _release(self, index: int) -> None:
+        """Drop a block's buffer when nothing in it is unsafe any more; a fully known block becomes a clean one."""
+        base = index * BLOCK_BYTES
+        top = base + BLOCK_BYTES
+        if self.dirty.overlaps(base, top) or self.in_flight.overlaps(base, top) or self.written.overlaps(base, top):
+            return
+        buffer = self.buffers.pop(index, None)
+        if buffer is None:
+            return
+        self.buffer_bytes -= len(buffer)
+        end = min(top, self.size)
+        if base < end and self.valid.covers(base, end):
+            self._clean.put(self.file_id, index, bytes(buffer) if end == top else bytes(buffer[: end - base]))
+        self.valid.remove(base, top)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def overlay(self, start: int, into: bytearray) -> None:
+        """Lay the bytes held in buffers over ``into``, which stands for ``[start, start + len(into))``."""
+        for low, high in self.valid.within(start, start + len(into)):
+            for index in block_range(low, high):
+                base = index * BLOCK_BYTES
+                a, b = max(low, base), min(high, base + BLOCK_BYTES)
+                into[a - start : b - start] = memoryview(self.buffers[index])[a - base : b - base]
+
+    # -- size and truth ---------------------------------------------------------------------------------------------------
+
+    def truncate(self, size: int) -> None:
+        """The file has ``size`` bytes now: what lies behind is forgotten, also what was dirty. Nothing may be in flight."""
+        self._spoil_end()
+        if size < self.size:
+            keep = size // BLOCK_BYTES
+            for ranges in (self.dirty, self.written, self.valid, *self.commits):
+                ranges.remove(size, max(ranges.end, size))
+            self.size = size
+            for index in [i for i in self.buffers if i >= keep]:
+                self._release(index)
+            self._clean.drop(self.file_id, keep)
+        self.size = size
+        self.changed()
+
+    def _spoil_end(self) -> None:
+        """The block at the end of the file is about to hold more than it does: a short clean block would be wrong."""
+        self._clean.drop(self.file_id, self.size // BLOCK_BYTES)
+
+    def changed(self) -> None:
+        """Clean bytes are not true any more: nothing fetched before may be taken in."""
+        self.generation += 1
+        self.fetches.clear()
+
+    def distrust(self) -> None:
+        """Forget every clean byte: the server's file is not the one they came from."""
+        self._clean.drop(self.file_id)
+        self.validator = None
+        self.changed()
+
+    def discard(self) -> None:
+        """Give up what could not be stored: the last writer has gone, and was told."""
+        for ranges in (self.dirty, self.written, self.valid):
+            ranges.clear()
+        self.buffers.clear()
+        self.buffer_bytes = 0
+        self.commits.clear()
+        self.failure = None
+        self.distrust()
+        self.lock.notify_all()
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where one of the module's invariants does not hold."""
+        for ranges in (self.dirty, self.in_flight, self.written, self.valid):
+            ranges.check_invariants()
+        for ranges in (self.dirty, self.in_flight, self.written):
+            for start, end in ranges:
+                assert self.valid.covers(start, end) or ranges is self.in_flight, (ranges, self.valid)
+                assert ranges is self.in_flight or all(i in self.buffers for i in block_range(start, end))
+        for start, end in self.written:
+            assert not self.in_flight.overlaps(start, end), "written and in flight"
+            assert not self.dirty.overlaps(start, end), "written and dirty"
+        assert self.valid.end <= self.size, (self.valid, self.size)
+        assert self.buffer_bytes == sum(map(len, self.buffers.values()))
+

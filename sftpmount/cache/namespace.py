@@ -1,0 +1,474 @@
+"""The tree of names we know: attributes, complete listings, absent names, each with a lifetime (a *lease*).
+
+Invariants, checked by ``check_invariants``:
+1. A directory whose listing is complete and fresh answers for every name in it: what is not there is absent.
+2. A node that is linked under several names is one object: its links share inode number, link count and data.
+3. Inode numbers are unique among the nodes held. They are derived from the path where that is free, so that they stay the
+   same when a node is forgotten and met again.
+4. What the server told is only taken in where nothing that we changed meanwhile contradicts it: whoever asks takes a
+   ``mark()`` before the request, and what was changed after that mark is not overwritten by the older answer.
+5. At most ``entries_max`` nodes are kept (plus those that are pinned by open files); the directories longest unused are
+   forgotten first.
+
+Paths are bytes that begin with a slash, the mount's root being b"/".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+import threading
+import time
+from collections import OrderedDict
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+
+from ..sftp.wire import Attrs, Entry
+
+ROOT_INO = 1
+
+
+class Node:
+    """One file, directory or symlink. Fields are guarded by the namespace's lock unless said otherwise."""
+
+    __slots__ = (
+        "absent",
+        "attrs",
+        "attrs_until",
+        "changed",
+        "children",
+        "complete_until",
+        "file",
+        "ino",
+        "links",
+        "operation",
+        "pins",
+        "target",
+    )
+
+    def __init__(self, ino: int, attrs: Attrs, attrs_until: float) -> None:
+        self.ino = ino
+        self.attrs = attrs
+        self.attrs_until = attrs_until
+        self.changed = 0  # the mark of our last own change to the attributes
+        self.links: List[Tuple["Node", bytes]] = []
+        self.children: Dict[bytes, "Node"] = {}
+        self.absent: Dict[bytes, float] = {}
+        self.complete_until = 0.0
+        self.target: Optional[bytes] = None  # a symlink's target, where known
+        self.pins = 0  # open handles: a pinned node is never forgotten
+        self.file: Any = None  # cache.blocks.FileCache, made at the first open
+        self.operation = threading.RLock()
+
+    @property
+    def mode(self) -> int:
+        """The st_mode as the server gave it, 0 where it gave none."""
+        return self.attrs.mode or 0
+
+    @property
+    def is_dir(self) -> bool:
+        """True for a directory."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_symlink(self) -> bool:
+        """True for a symbolic link."""
+        return stat.S_ISLNK(self.mode)
+
+
+class Absent(Exception):
+    """The name is known not to exist."""
+
+
+def split(path: bytes) -> Tuple[bytes, bytes]:
+    """Parent and name of a path other than the root."""
+    parent, _, name = path.rpartition(b"/")
+    return parent or b"/", name
+
+
+class Namespace:
+    """The cached tree. All methods are short and never touch the network."""
+
+    def __init__(
+        self,
+        root_attrs: Attrs,
+        *,
+        lifetime_s: float,
+        entries_max: int,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._wall = wall
+        self._lock = threading.RLock()
+        self._lifetime_s = lifetime_s
+        self._entries_max = entries_max
+        self._clock = clock
+        self._mark = 1
+        self._inos: Set[int] = {ROOT_INO}
+        # Directories that have children, the one longest unused first.
+        self._used: "OrderedDict[Node, None]" = OrderedDict()
+        self.root = Node(ROOT_INO, root_attrs, clock() + lifetime_s)
+        self._changes: Dict[Node, int] = {}
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    def mark(self) -> int:
+        """Taken before a request whose answer is to be taken in: see invariant 4."""
+        with self._lock:
+            self._mark += 1
+            return self._mark
+
+    def get(self, path: bytes) -> Optional[Node]:
+        """The node last known at ``path``, fresh or not; None where none is known."""
+        with self._lock:
+            return self._walk(path)
+
+    def fresh(self, path: bytes) -> Optional[Node]:
+        """The node at ``path`` if its attributes may be believed; None = ask the server; raises Absent."""
+        with self._lock:
+            now = self._clock()
+            if path == b"/":
+                return self.root if self.root.attrs_until > now else None
+            parent_path, name = split(path)
+            parent = self._walk(parent_path)
+            if parent is None:
+                return None
+            node = parent.children.get(name)
+            if node is not None:
+                if node.pins and node.file is not None and node.file.authoritative:
+                    return node
+                return node if node.attrs_until > now and node.attrs.mode is not None else None
+            if parent.complete_until > now or parent.absent.get(name, 0.0) > now:
+                raise Absent
+            return None
+
+    def listing(self, path: bytes) -> Optional[List[Tuple[bytes, Node]]]:
+        """The names and nodes of a directory whose complete listing is fresh, else None."""
+        with self._lock:
+            node = self._walk(path)
+            if node is None or node.complete_until <= self._clock():
+                return None
+            self._touch(node)
+            return list(node.children.items())
+
+    def is_known_empty(self, path: bytes) -> bool:
+        """True where a fresh, complete listing has nothing in it."""
+        entries = self.listing(path)
+        return entries is not None and not entries
+
+    def path_of(self, node: Node) -> Optional[bytes]:
+        """One current path of ``node``; None where it has none any more."""
+        with self._lock:
+            names: List[bytes] = []
+            while node is not self.root:
+                if not node.links:
+                    return None
+                node, name = node.links[0]
+                names.append(name)
+            return b"/" + b"/".join(reversed(names))
+
+    def link_count(self, node: Node) -> int:
+        """The names that this mount knows a file by, at least 1; 1 for directories ("unknown", to find and tar)."""
+        return max(1, len(node.links)) if not node.is_dir else 1
+
+    def open_nodes(self, below: Optional[bytes] = None) -> List[Node]:
+        """The nodes with open handles, all or those at and below a path."""
+        with self._lock:
+            start = self.root if below is None else self._walk(below)
+            return [] if start is None else list(self._pinned(start))
+
+    def __len__(self) -> int:
+        return len(self._inos)
+
+    # -- what the server told -----------------------------------------------------------------------------------------
+
+    def told(self, path: bytes, attrs: Attrs, mark: int) -> Node:
+        """The server's attributes of ``path``, asked for at ``mark``. Returns the node, which may know better."""
+        with self._lock:
+            until = self._clock() + self._lifetime_s
+            if path == b"/":
+                return self._take_in(self.root, attrs, until, mark)
+            parent_path, name = split(path)
+            parent = self._walk(parent_path) or self._grow(parent_path)
+            node = parent.children.get(name)
+            if node is not None and stat.S_IFMT(node.mode) == stat.S_IFMT(attrs.mode or 0):
+                return self._take_in(node, attrs, until, mark)
+            if node is not None:
+                self._unlink(parent, name)  # another client replaced it by something else
+            fresh = until if self._changes.get(parent, 0) < mark else 0.0
+            return self._insert(parent, name, path, attrs, fresh)
+
+    def told_absent(self, path: bytes, mark: int) -> None:
+        """The server said that ``path`` does not exist, asked for at ``mark``."""
+        with self._lock:
+            parent_path, name = split(path)
+            parent = self._walk(parent_path)
+            if path == b"/" or parent is None or self._changes.get(parent, 0) >= mark:
+                return
+            node = parent.children.get(name)
+            if node is not None:
+                self._unlink(parent, name)
+            if len(parent.absent) > 10_000:
+                parent.absent.clear()
+            parent.absent[name] = self._clock() + self._lifetime_s
+
+    def told_listing(self, path: bytes, entries: Iterable[Entry], mark: int) -> bool:
+        """The server's whole listing of ``path``, asked for at ``mark``.
+
+        Returns False, taking in nothing, where we changed something in that directory meanwhile: list again.
+        """
+        with self._lock:
+            node = self._walk(path) or self._grow(path)
+            if self._changes.get(node, 0) >= mark:
+                return False
+            until = self._clock() + self._lifetime_s
+            prefix = path if path.endswith(b"/") else path + b"/"
+            gone = set(node.children)
+            for entry in entries:
+                gone.discard(entry.name)
+                child = node.children.get(entry.name)
+                if child is not None and stat.S_IFMT(child.mode) == stat.S_IFMT(entry.attrs.mode or 0):
+                    self._take_in(child, entry.attrs, until, mark)
+                    continue
+                if child is not None:
+                    self._unlink(node, entry.name)
+                self._insert(node, entry.name, prefix + entry.name, entry.attrs, until)
+            for name in gone:
+                self._unlink(node, name)
+            node.absent.clear()
+            node.complete_until = until
+            self._touch(node)
+            self._forget_oldest()
+            return True
+
+    # -- what we changed ----------------------------------------------------------------------------------------------
+
+    def created(self, path: bytes, attrs: Attrs, *, complete: bool = False) -> Node:
+        """We made ``path``; a directory is ``complete`` from birth, so that nothing in it need be asked for."""
+        with self._lock:
+            parent_path, name = split(path)
+            parent = self._walk(parent_path) or self._grow(parent_path)
+            self._changed_in(parent)
+            node = parent.children.get(name)
+            if node is not None and stat.S_IFMT(node.mode) == stat.S_IFMT(attrs.mode or 0) and not complete:
+                node.changed = 0
+                self._take_in(node, attrs, self._clock() + self._lifetime_s, self._mark)
+                return node
+            if node is not None:
+                self._unlink(parent, name)
+            node = self._insert(parent, name, path, attrs, self._clock() + self._lifetime_s)
+            if complete:
+                node.complete_until = self._clock() + self._lifetime_s
+            self._forget_oldest()
+            return node
+
+    def linked(self, node: Node, path: bytes) -> None:
+        """We made ``path`` a further hard link of ``node``."""
+        with self._lock:
+            parent_path, name = split(path)
+            parent = self._walk(parent_path) or self._grow(parent_path)
+            self._changed_in(parent)
+            if name in parent.children:
+                self._unlink(parent, name)
+            parent.children[name] = node
+            parent.absent.pop(name, None)
+            node.links.append((parent, name))
+            self._touch(parent)
+
+    def removed(self, path: bytes) -> None:
+        """We removed ``path``."""
+        with self._lock:
+            parent_path, name = split(path)
+            parent = self._walk(parent_path)
+            if parent is None:
+                return
+            self._changed_in(parent)
+            if name in parent.children:
+                self._unlink(parent, name)
+            parent.absent[name] = self._clock() + self._lifetime_s
+
+    def renamed(self, old: bytes, new: bytes) -> None:
+        """We renamed ``old`` to ``new``, replacing what was there."""
+        with self._lock:
+            (old_parent_path, old_name), (new_parent_path, new_name) = split(old), split(new)
+            new_parent = self._walk(new_parent_path) or self._grow(new_parent_path)
+            old_parent = self._walk(old_parent_path)
+            self._changed_in(new_parent)
+            if old_parent is not None:
+                self._changed_in(old_parent)
+            node = old_parent.children.get(old_name) if old_parent is not None else None
+            target = new_parent.children.get(new_name)
+            if target is not None:
+                if target is node:
+                    return  # two links of one file: POSIX rename leaves both
+                self._unlink(new_parent, new_name)
+            if node is not None and old_parent is not None:
+                del old_parent.children[old_name]
+                node.links.remove((old_parent, old_name))
+                node.links.insert(0, (new_parent, new_name))
+                new_parent.children[new_name] = node
+                new_parent.absent.pop(new_name, None)
+                self._touch(new_parent)
+            else:
+                new_parent.complete_until = 0.0
+            if old_parent is not None:
+                old_parent.absent[old_name] = self._clock() + self._lifetime_s
+
+    def set_attrs(self, node: Node, attrs: Attrs) -> None:
+        """We changed attributes of ``node``: what is not None in ``attrs`` holds from now on."""
+        with self._lock:
+            self._mark += 1
+            node.changed = self._mark
+            node.attrs = Attrs(*(new if new is not None else old for new, old in zip(attrs, node.attrs)))
+
+    def distrust(self, node: Node) -> None:
+        """Ask the server before the next answer about ``node``."""
+        with self._lock:
+            node.attrs_until = 0.0
+
+    def distrust_path(self, path: bytes) -> None:
+        """Ask the server about ``path`` and the listing it stands in; an operation on it failed or its outcome is odd."""
+        with self._lock:
+            node = self._walk(path)
+            if node is not None:
+                node.attrs_until = node.complete_until = 0.0
+            if path != b"/":
+                parent_path, name = split(path)
+                parent = self._walk(parent_path)
+                if parent is not None:
+                    parent.complete_until = 0.0
+                    parent.absent.pop(name, None)
+
+    def distrust_all(self) -> None:
+        """Every lease ends now (a reconnect: what happened meanwhile is not known)."""
+        with self._lock:
+            nodes = [self.root]
+            while nodes:
+                node = nodes.pop()
+                node.attrs_until = node.complete_until = 0.0
+                node.absent.clear()
+                nodes.extend(node.children.values())
+
+    def pin(self, node: Node) -> None:
+        """A handle was opened on ``node``."""
+        with self._lock:
+            node.pins += 1
+
+    def unpin(self, node: Node) -> None:
+        """A handle of ``node`` was closed."""
+        with self._lock:
+            node.pins -= 1
+            if not node.pins and not node.links and node is not self.root:
+                self._inos.discard(node.ino)
+
+    # -- the tree, under the lock -----------------------------------------------------------------------------------
+
+    def _walk(self, path: bytes) -> Optional[Node]:
+        node = self.root
+        for name in path.split(b"/"):
+            if name:
+                found = node.children.get(name)
+                if found is None:
+                    return None
+                node = found
+        return node
+
+    def _grow(self, path: bytes) -> Node:
+        """The node of ``path``, made of unknown directories where need be (the kernel may know names we have forgotten)."""
+        node, grown = self.root, b""
+        for name in path.split(b"/"):
+            if name:
+                grown += b"/" + name
+                found = node.children.get(name)
+                if found is None:
+                    found = self._insert(node, name, grown, Attrs(mode=stat.S_IFDIR | 0o700), 0.0)
+                node = found
+        return node
+
+    def _insert(self, parent: Node, name: bytes, path: bytes, attrs: Attrs, until: float) -> Node:
+        node = Node(self._new_ino(path), attrs, until)
+        node.links.append((parent, name))
+        parent.children[name] = node
+        parent.absent.pop(name, None)
+        self._touch(parent)
+        return node
+
+    def _new_ino(self, path: bytes) -> int:
+        salt = b""
+        while True:
+            digest = hashlib.blake2b(path + salt, digest_size=8).digest()
+            # Below 2**62: some programs keep inode numbers in signed or floating numbers of their own.
+            ino = int.from_bytes(digest, "big") >> 2
+            if ino > ROOT_INO and ino not in self._inos:
+                self._inos.add(ino)
+                return ino
+            salt += b"\0+"
+
+    def _take_in(self, node: Node, attrs: Attrs, until: float, mark: int) -> Node:
+        if node.changed < mark:
+            if node.attrs.mtime != attrs.mtime or node.attrs.size != attrs.size:
+                node.target = None
+                if node.is_dir and node is not self.root:
+                    node.complete_until = min(node.complete_until, self._clock())
+            node.attrs = attrs
+            node.attrs_until = until
+        return node
+
+    def _unlink(self, parent: Node, name: bytes) -> None:
+        node = parent.children.pop(name)
+        node.links.remove((parent, name))
+        if node.links:
+            return
+        for child_name in list(node.children):
+            self._unlink(node, child_name)
+        self._used.pop(node, None)
+        self._changes.pop(node, None)
+        if not node.pins:
+            self._inos.discard(node.ino)
+
+    def _changed_in(self, parent: Node) -> None:
+        self._mark += 1
+        self._changes[parent] = self._mark
+        parent.changed = self._mark
+        # The server sets its mtime to about now; to ask for it after every change would cost a round trip per file.
+        parent.attrs = parent.attrs._replace(mtime=int(self._wall()))
+
+    def _touch(self, directory: Node) -> None:
+        self._used[directory] = None
+        self._used.move_to_end(directory)
+
+    def _forget_oldest(self) -> None:
+        tries = len(self._used)
+        while len(self._inos) > self._entries_max and tries > 0:
+            tries -= 1
+            directory, _ = self._used.popitem(last=False)
+            directory.complete_until = 0.0
+            directory.absent.clear()
+            for name, child in list(directory.children.items()):
+                if not any(True for _ in self._pinned(child)):
+                    self._unlink(directory, name)
+            if directory.children:
+                self._touch(directory)
+
+    def _pinned(self, start: Node) -> Iterator[Node]:
+        nodes = [start]
+        while nodes:
+            node = nodes.pop()
+            if node.pins:
+                yield node
+            nodes.extend(node.children.values())
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where invariants 2, 3 or 5 do not hold."""
+        with self._lock:
+            seen: Dict[int, Node] = {}
+            nodes = [self.root]
+            while nodes:
+                node = nodes.pop()
+                assert seen.setdefault(node.ino, node) is node, f"inode {node.ino} twice"
+                assert node.ino in self._inos
+                for name, child in node.children.items():
+                    assert (node, name) in child.links, (name, child.links)
+                    if child.ino not in seen:
+                        nodes.append(child)
+                if node.children:
+                    assert node in self._used

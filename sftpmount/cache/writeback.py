@@ -1,0 +1,308 @@
+"""What to send next, and who waits for it.
+
+A write is taken in as dirty and, as soon as a block is whole, sent by the thread that brought it; flow control of the SSH
+channel is then what slows the writer down. The rest is sent by close, fsync, truncation, age (the ticker) or pressure.
+What is held (dirty, in flight, not committed) has a budget; half of it uncommitted in one file starts an fsync on the way.
+
+``flush`` is the point of truth: it returns when every byte that was dirty at its start is acknowledged and, with
+``commit``, on the server's disk; last writes, FSYNC and FSTAT leave in one flight, since a server keeps the order of
+requests on one handle (draft-ietf-secsh-filexfer-02, section 4.1). Through a lost session it goes on by itself: the bytes
+are dirty again, and the next attempt sends them all.
+
+A failure is sticky (``FileCache.failure``): nothing more is sent for that file until a flush, or a write, tries again; the
+bytes are kept as long as someone has the file open for writing. Each open handle is told once.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from typing import Callable, Dict, List, Optional
+
+from ..errors import ConnectionLost, FsError, StatusError
+from ..sftp.remote import FSYNC, Remote, RemoteFile
+from ..sftp.session import Pending, Session
+from ..sftp.wire import Attrs
+from .blocks import FileCache, Teller
+from .extents import Extents
+
+log = logging.getLogger(__name__)
+
+REQUEST_BYTES_MAX = 131072
+REQUESTS_MAX = 64
+AGE_S = 2.0
+
+
+class WriteBack:
+    """Write-back of all files of a mount."""
+
+    def __init__(
+        self,
+        remote: Remote,
+        *,
+        dirty_bytes_max: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._remote = remote
+        self._bytes_max = max(dirty_bytes_max, 4 * REQUEST_BYTES_MAX)
+        self._clock = clock
+        self._lock = threading.Lock()  # guards _held
+        self._held: Dict[FileCache, int] = {}
+        self._closing = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name="write-back", daemon=True)
+        self._ticker.start()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory held for data that is not safe yet."""
+        with self._lock:
+            return sum(self._held.values())
+
+    def files(self) -> List[FileCache]:
+        """The files that hold unsafe bytes."""
+        with self._lock:
+            return list(self._held)
+
+    def close(self) -> None:
+        """Stop the ticker."""
+        self._closing.set()
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def write(self, file: FileCache, handle: Teller, offset: int, data: bytes) -> None:
+        """Take ``data`` in. Raises FsError where an earlier write of this file failed, or there is no room in time."""
+        self.tell(file, handle)
+        if file.failure is not None:
+            self.flush(file, commit=False)  # told already, writes on: only a retry that stores the bytes clears it
+        with file.lock:
+            file.store(offset, data)
+            file.touched_s = self._clock()
+            self._account(file)
+        self._send_on(file, whole_blocks=True)
+        if self.held_bytes > self._bytes_max:
+            self._make_room(file)
+
+    def tell(self, file: FileCache, handle: Teller) -> None:
+        """Raise the failure that ``handle`` has not been told yet."""
+        status, handle.owed = handle.owed, None
+        if status is not None:
+            raise self._explain(file, status)
+
+    def _explain(self, file: FileCache, status: StatusError) -> FsError:
+        path = file.writers[0].path if file.writers else b"/"
+        return self._remote.explain("write", status, path)
+
+    def _account(self, file: FileCache) -> None:
+        with self._lock:
+            if file.unsafe:
+                self._held[file] = file.buffer_bytes
+            else:
+                self._held.pop(file, None)
+
+    def _make_room(self, file: FileCache) -> None:
+        """Wait for what is on its way to be committed, or commit the file that holds most, until the budget fits."""
+        while self.held_bytes > self._bytes_max:
+            with self._lock:
+                if not self._held:
+                    return
+                most = max(self._held, key=lambda held: self._held[held])
+            with most.lock:
+                if most.commits and not most.failure:
+                    most.lock.wait(1.0)
+                    self._account(most)
+                    continue
+            try:
+                self.flush(most, commit=True)
+            except FsError:
+                if most is file:
+                    raise
+                return  # its own handles are told; this writer must not wait for another file's full quota
+
+    def _send_on(self, file: FileCache, *, whole_blocks: bool) -> None:
+        """Send what may be sent now, without waiting for a session; a lost one is for flush to deal with."""
+        if file.failure is not None or not self._remote.connected:
+            return
+        try:
+            session = self._remote.session()
+            self._send(session, file, whole_blocks=whole_blocks)
+            with file.lock:
+                commit = not file.commits and file.written.total > self._bytes_max // 2
+            if commit:
+                self._send_commit(session, file)
+        except (ConnectionLost, FsError) as error:
+            log.debug("write-back interrupted: %s", error)
+
+    def _send(self, session: Session, file: FileCache, *, whole_blocks: bool) -> None:
+        """Send dirty bytes while the window has room (all of them, waiting for room, unless ``whole_blocks``)."""
+        bytes_max = min(REQUEST_BYTES_MAX, session.limits.write_bytes)
+        durable = FSYNC not in session.extensions
+        while True:
+            with file.lock:
+                while file.requests_in_flight >= REQUESTS_MAX:
+                    if whole_blocks:
+                        return
+                    file.lock.wait()
+                taken = None
+                if file.failure is None and file.writers:
+                    taken = file.take_request(bytes_max, whole_blocks=whole_blocks)
+                if taken is None:
+                    return
+                target: RemoteFile = file.writers[0]
+            start, data = taken
+            end = start + len(data)
+
+            def done(pending: Pending, start: int = start, end: int = end) -> None:
+                self._write_done(session, file, start, end, pending, durable)
+
+            try:
+                self._remote.write_soon(target, session, start, data, done)
+            except BaseException as error:
+                with file.lock:
+                    file.failed(start, end)
+                    if isinstance(error, FsError):
+                        file.refused(StatusError(4, str(error.strerror)))
+                raise
+
+    def _write_done(
+        self, session: Session, file: FileCache, start: int, end: int, pending: Pending, durable: bool
+    ) -> None:
+        """In the transport's thread. An acknowledgement that arrives with the loss of its session is none."""
+        try:
+            pending.expect_ok()
+            status = None
+        except StatusError as error:
+            status = error
+        except ConnectionLost:
+            status = None
+            with file.lock:
+                file.failed(start, end)
+            return
+        with file.lock:
+            if status is not None or session.lost is not None:
+                file.failed(start, end)
+                if status is not None:
+                    file.refused(status)
+            else:
+                file.acknowledged(start, end, durable=durable)
+                if durable:
+                    self._account(file)
+
+    def _send_commit(self, session: Session, file: FileCache) -> Optional["_Commit"]:
+        """Send FSYNC behind what was sent; its reply commits what it covers."""
+        with file.lock:
+            if not file.writers or not (file.written or file.in_flight):
+                return None
+            target: RemoteFile = file.writers[0]
+            commit = _Commit(self, session, file, file.begin_commit())
+        try:
+            self._remote.fsync_soon(target, session, commit.done)
+        except BaseException:
+            commit.end(ok=False)
+            raise
+        return commit
+
+    # -- the point of truth ---------------------------------------------------------------------------------------------
+
+    def flush(self, file: FileCache, *, commit: bool) -> Optional[Attrs]:
+        """Store what is unsent now and, with ``commit``, what is uncommitted; then the server's attributes.
+
+        Returns None where there was nothing to do. Raises FsError with the errno of the first failure.
+        """
+        with file.lock:
+            target = Extents(file.dirty)
+            target.update(file.in_flight)
+            if commit:
+                target.update(file.written)
+            if not target:
+                return None
+            file.failure = None  # this is the retry that may clear it: the bytes are all sent again, or it fails anew
+        try:
+            return self._remote.run(lambda session: self._flush_on(session, file, target, commit))
+        except StatusError as status:
+            with file.lock:
+                file.refused(status)
+            raise self._explain(file, status) from None
+        finally:
+            with file.lock:
+                self._account(file)
+
+    def _flush_on(self, session: Session, file: FileCache, target: Extents, commit: bool) -> Attrs:
+        with_fsync = commit and FSYNC in session.extensions
+        while True:
+            self._send(session, file, whole_blocks=False)
+            committing = self._send_commit(session, file) if with_fsync else None
+            with file.lock:
+                if not file.writers:
+                    raise FsError(errno.EBADF)
+                writer: RemoteFile = file.writers[0]
+            looking = self._remote.fstat_soon(writer, session)
+            with file.lock:
+                while any(file.in_flight.overlaps(*span) for span in target):
+                    file.lock.wait()
+            if session.lost is not None:
+                raise session.lost
+            if committing is not None:
+                committing.wait()
+            attrs = looking.wait().attrs()
+            with file.lock:
+                if file.failure is not None:
+                    raise file.failure
+                if not any(file.dirty.overlaps(*span) for span in target):
+                    return attrs
+                # Written again while the first write of these bytes was on its way: once more.
+
+    def lost(self) -> None:
+        """The session ended: see ``FileCache.lost``. Called before there can be another session."""
+        for file in self.files():
+            with file.lock:
+                file.lost()
+
+    def _tick(self) -> None:
+        """Send what has been dirty for a while, so that little is left for close."""
+        while not self._closing.wait(AGE_S / 2):
+            now = self._clock()
+            for file in self.files():
+                with file.lock:
+                    due = bool(file.dirty) and now - file.touched_s > AGE_S and file.requests_in_flight < REQUESTS_MAX
+                    self._account(file)
+                if due:
+                    self._send_on(file, whole_blocks=False)
+
+
+class _Commit:
+    """One FSYNC on its way."""
+
+    def __init__(self, owner: WriteBack, session: Session, file: FileCache, extents: Extents) -> None:
+        self._owner = owner
+        self._session = session
+        self._file = file
+        self._extents = extents
+        self._ended = threading.Event()
+        self._error: Optional[Exception] = None
+
+    def done(self, pending: Pending) -> None:
+        """In the transport's thread."""
+        try:
+            pending.expect_ok()
+        except (StatusError, ConnectionLost) as error:
+            self._error = error
+        self.end(ok=self._error is None and self._session.lost is None)
+
+    def end(self, *, ok: bool) -> None:
+        """Take the outcome in. After a failed fsync nothing is known of the bytes: they are dirty, to be sent again."""
+        with self._file.lock:
+            self._file.end_commit(self._extents, ok=ok)
+            if not ok:
+                self._file.lost()
+                if isinstance(self._error, StatusError):
+                    self._file.refused(self._error)
+            self._owner._account(self._file)
+        self._ended.set()
+
+    def wait(self) -> None:
+        """Raise what the fsync ended with."""
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error

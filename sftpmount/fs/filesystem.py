@@ -1,0 +1,623 @@
+"""The semantics of a local folder over a remote: every file operation, no FUSE in it.
+
+Paths are bytes that begin with a slash, the mount's root being b"/". Every method raises FsError and nothing else.
+
+Close-to-open: an open asks the server for the file's attributes in the same flight, and clean bytes are kept only where
+size and mtime are those they came with. Attributes and listings may be ``dir_cache_timeout_s`` old otherwise; O_EXCL, mkdir,
+rename and unlink always go to the server. What this mount writes it sees at once, through every name and handle.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import stat
+import threading
+import time
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+
+from ..cache.blocks import CleanBlocks, FileCache
+from ..cache.fetch import Fetcher
+from ..cache.namespace import Absent, Namespace, Node
+from ..cache.readahead import Pattern
+from ..cache.writeback import WriteBack
+from ..errors import FsError, RemoteDirectoryError, StatusError
+from ..sftp import wire
+from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote, RemoteFile
+from ..sftp.wire import Attrs
+
+log = logging.getLogger(__name__)
+
+# libfuse renames a file that is removed while open to such a name, and removes it with its last handle.
+HIDDEN_PREFIX = b".fuse_hidden"
+# Two seconds: SFTP v3 times are whole seconds, so what was written within the second of a look cannot be told from it.
+RACY_S = 2
+
+# What libfuse shows for an inode number that nobody asked for; 0 would make readdir(3) skip the name.
+UNKNOWN_INO = 0xFFFFFFFF
+
+
+class Stat(NamedTuple):
+    """What stat(2) shows; sizes in bytes, times in seconds."""
+
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    size: int
+    atime: int
+    mtime: int
+
+
+class Handle:
+    """An open file of this mount."""
+
+    __slots__ = ("file", "node", "owed", "pattern", "remote", "trusted", "writable")
+
+    def __init__(self, node: Node, file: FileCache, remote: RemoteFile, writable: bool, pattern: Pattern) -> None:
+        self.node = node
+        self.file = file
+        self.remote = remote
+        self.writable = writable
+        self.pattern = pattern
+        self.owed: Optional[StatusError] = None
+        self.trusted = False  # the bytes known before this open are still true
+
+
+class Filesystem:
+    """One mounted directory. Thread-safe."""
+
+    def __init__(
+        self,
+        remote: Remote,
+        root: bytes,
+        *,
+        commit: str = "close",
+        dir_cache_timeout_s: float = 20.0,
+        entries_max: int = 200_000,
+        cache_bytes_max: int = 64 << 20,
+        dirty_bytes_max: int = 64 << 20,
+        read_ahead_bytes_max: int = 8 << 20,
+        idmap_user: bool = False,
+        local_uid: Optional[int] = None,
+        local_gid: Optional[int] = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._remote = remote
+        self._root = root
+        self._commit_on_close = commit == "close"
+        self._lifetime_s = dir_cache_timeout_s
+        self._entries_max = entries_max
+        self._read_ahead_bytes_max = min(read_ahead_bytes_max, cache_bytes_max // 4)
+        self._idmap_user = idmap_user
+        self._local = (os.getuid() if local_uid is None else local_uid, os.getgid() if local_gid is None else local_gid)
+        self._far: Tuple[Optional[int], Optional[int]] = (None, None)
+        self._clock = clock
+        self._wall = wall
+        self._clean = CleanBlocks(cache_bytes_max)
+        self._fetcher = Fetcher(remote, self._clean)
+        self.writeback = WriteBack(remote, dirty_bytes_max=dirty_bytes_max, clock=clock)
+        self._file_ids = itertools.count(1)
+        self._names: Optional[Namespace] = None
+        self._hidden_changed = threading.Condition()
+        remote.on_lost = self._session_lost
+
+    # -- life -----------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Find the remote directory; raises RemoteDirectoryError with a sentence."""
+        shown = os.fsdecode(self._root or b"~").encode("unicode_escape", "surrogateescape").decode("ascii", "replace")
+        try:
+            self._root = self._remote.realpath(self._root or b".")
+            attrs = self._remote.stat(self._root)
+            if not stat.S_ISDIR(attrs.mode or stat.S_IFDIR):
+                raise RemoteDirectoryError(f"{shown} on the server is not a directory; name a directory to mount.")
+            if self._idmap_user:
+                home = self._remote.stat(b".")
+                self._far = (home.uid, home.gid)
+        except FsError as error:
+            raise RemoteDirectoryError(
+                f"The directory {shown} cannot be mounted: the server says {error.strerror!r}; "
+                "create it there, or check its name and permissions."
+            ) from None
+        if attrs.mode is None:
+            attrs = attrs._replace(mode=stat.S_IFDIR | 0o755)
+        self._names = Namespace(
+            attrs, lifetime_s=self._lifetime_s, entries_max=self._entries_max, clock=self._clock, wall=self._wall
+        )
+        if not self._remote.has(FSYNC):
+            log.warning(
+                "this server has no fsync@openssh.com: stored means received by the server, not written to its disk"
+            )
+
+    def describe(self) -> Dict[str, object]:
+        """Facts for the log and for status: the directory, durability, and what the server lacks."""
+        extensions = self._remote.session().extensions
+        return {
+            "directory": self._root.decode("utf-8", "replace"),
+            "fsync": FSYNC in extensions,
+            "missing": [
+                name.decode() for name in (FSYNC, POSIX_RENAME, HARDLINK, STATVFS) if name not in extensions
+            ],
+        }
+
+    def drain(self) -> List[str]:
+        """Store everything still held. Returns "path: reason" for each file that could not be stored."""
+        lost = []
+        for node in self._ns.open_nodes():
+            if node.file is None or not node.file.unsafe:
+                continue
+            try:
+                self.writeback.flush(node.file, commit=True)
+            except FsError as error:
+                path = self._ns.path_of(node) or b"(removed)"
+                lost.append(f"{path.decode('utf-8', 'backslashreplace')}: {error.strerror}")
+        return lost
+
+    def close(self) -> None:
+        """Stop the background work. What was not drained is given up."""
+        self.writeback.close()
+
+    @property
+    def _ns(self) -> Namespace:
+        assert self._names is not None, "start() comes first"
+        return self._names
+
+    def _far_path(self, path: bytes) -> bytes:
+        if path == b"/":
+            return self._root
+        return (b"" if self._root == b"/" else self._root) + path
+
+    def _session_lost(self) -> None:
+        self.writeback.lost()
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def getattr(self, path: Optional[bytes], handle: Optional[Handle] = None) -> Stat:
+        """Attributes of ``path``, or of an open handle (whose name may be gone)."""
+        if handle is not None:
+            path = self._ns.path_of(handle.node)
+            if path is None:
+                return self.stat_of(handle.node)
+        assert path is not None
+        return self.stat_of(self._look_up(path))
+
+    def _look_up(self, path: bytes) -> Node:
+        try:
+            node = self._ns.fresh(path)
+        except Absent:
+            raise FsError(errno.ENOENT) from None
+        return node if node is not None else self._ask(path)
+
+    def _ask(self, path: bytes) -> Node:
+        mark = self._ns.mark()
+        try:
+            attrs = self._remote.lstat(self._far_path(path))
+        except FsError as error:
+            if error.errno == errno.ENOENT and path != b"/":
+                self._ns.told_absent(path, mark)
+            raise
+        node = self._ns.told(path, attrs, mark)
+        self._revalidate(node, attrs)
+        return node
+
+    def stat_of(self, node: Node) -> Stat:
+        """The attributes to show: ours while they are right and the server's are not."""
+        attrs = node.attrs
+        size = attrs.size or 0
+        file: Optional[FileCache] = node.file
+        if file is not None and file.authoritative:
+            size = file.size
+        uid, gid = attrs.uid or 0, attrs.gid or 0
+        if self._idmap_user:
+            uid = self._local[0] if uid == self._far[0] else uid
+            gid = self._local[1] if gid == self._far[1] else gid
+        mtime = attrs.mtime or 0
+        return Stat(
+            node.ino, node.mode, self._ns.link_count(node), uid, gid, size, mtime if attrs.atime is None else attrs.atime, mtime
+        )
+
+    def readdir(self, path: bytes) -> List[Tuple[bytes, int, int]]:
+        """Every name of a directory as ``(name, ino, mode)``; mode 0 where the server did not tell the type."""
+        listing = self._ns.listing(path)
+        if listing is None:
+            for _ in range(3):  # we changed something in it while the server was listing it: once more
+                mark = self._ns.mark()
+                entries = self._remote.listdir(self._far_path(path))
+                if self._ns.told_listing(path, entries, mark):
+                    break
+            listing = self._ns.listing(path)
+            if listing is None:
+                return [(entry.name, UNKNOWN_INO, entry.attrs.mode or 0) for entry in entries]
+        return [(name, node.ino, node.mode) for name, node in listing if not self._is_hidden(name, node)]
+
+    @staticmethod
+    def _is_hidden(name: bytes, node: Node) -> bool:
+        return node.pins > 0 and name.startswith(HIDDEN_PREFIX)
+
+    def readlink(self, path: bytes) -> bytes:
+        """The target of a symbolic link, as it stands on the server."""
+        node = self._look_up(path)
+        if node.target is None:
+            target = self._remote.readlink(self._far_path(path))
+            if b"\0" in target:
+                raise FsError(errno.EIO, "the server gave an impossible link target")
+            node.target = target
+        return node.target
+
+    def access(self, path: bytes, mode: int) -> None:
+        """Only what attributes can tell: nobody may execute a file that has no x bit. The rest is the server's to judge."""
+        if mode & os.X_OK:
+            node = self._look_up(path)
+            if stat.S_ISREG(node.mode) and not node.mode & 0o111:
+                raise FsError(errno.EACCES)
+
+    def statfs(self) -> wire.StatVfs:
+        """Space and inodes of the remote directory's file system; ENOSYS where the server cannot tell."""
+        try:
+            return self._remote.statvfs(self._root)
+        except FsError as error:
+            raise FsError(errno.ENOSYS if error.errno == errno.ENOTSUP else error.errno or errno.EIO) from None
+
+    # -- changing the namespace ---------------------------------------------------------------------------------------
+
+    def mkdir(self, path: bytes, mode: int) -> None:
+        """Create a directory."""
+        self._fresh_on_error(path, lambda: self._remote.mkdir(self._far_path(path), mode))
+        self._ns.created(path, self._remote.lstat(self._far_path(path)), complete=True)
+
+    def mknod(self, path: bytes, mode: int) -> None:
+        """Create a regular file; other types have no place in SFTP (EPERM, as where a file system lacks them)."""
+        if not stat.S_ISREG(mode) and stat.S_IFMT(mode):
+            raise FsError(errno.EPERM)
+        self.release(self.create(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+
+    def unlink(self, path: bytes) -> None:
+        """Remove a file's or a symlink's name."""
+        node = self._ns.get(path)
+        self._fresh_on_error(path, lambda: self._remote.unlink(self._far_path(path)))
+        self._ns.removed(path)
+        if node is not None:
+            self._ns.distrust(node)  # its link count has changed, if it has others
+            if not node.pins and not node.links and node.file is not None:
+                with node.file.lock:
+                    node.file.distrust()
+        if HIDDEN_PREFIX in path:
+            with self._hidden_changed:
+                self._hidden_changed.notify_all()
+
+    def rmdir(self, path: bytes) -> None:
+        """Remove an empty directory."""
+        try:
+            self._fresh_on_error(path, lambda: self._remote.rmdir(self._far_path(path)))
+        except FsError as error:
+            if error.errno != errno.ENOTEMPTY or not self._only_released_left(path):
+                raise
+            self._remote.rmdir(self._far_path(path))
+        self._ns.removed(path)
+
+    def _only_released_left(self, path: bytes) -> bool:
+        """Wait for hidden files whose last handle is being released this moment; True where the directory is empty then.
+
+        The kernel does not wait for a release: a program that closes, removes and removes the directory overtakes it.
+        """
+        deadline_s = self._clock() + 1.0
+        with self._hidden_changed:
+            while True:
+                names = [entry.name for entry in self._remote.listdir(self._far_path(path))]
+                if not names:
+                    return True
+                if not all(name.startswith(HIDDEN_PREFIX) for name in names) or self._clock() > deadline_s:
+                    return False
+                self._hidden_changed.wait(0.1)
+
+    def rename(self, old: bytes, new: bytes) -> None:
+        """Rename, replacing what is there as POSIX says: a file by a file, an empty directory by a directory."""
+        if old == new:
+            self._look_up(old)
+            return
+        try:
+            self._remote.rename(self._far_path(old), self._far_path(new))
+        except FsError:
+            self._ns.distrust_path(old)
+            self._ns.distrust_path(new)
+            raise
+        replaced = self._ns.get(new)
+        self._ns.renamed(old, new)
+        if replaced is not None and replaced.file is not None and not replaced.links:
+            with replaced.file.lock:
+                replaced.file.distrust()
+        for node in self._ns.open_nodes(new):
+            self._rename_open(node)
+
+    def _rename_open(self, node: Node) -> None:
+        path = self._ns.path_of(node)
+        if path is not None and node.file is not None:
+            with node.file.lock:
+                for handle in node.file.handles:
+                    handle.remote.path = self._far_path(path)
+
+    def link(self, old: bytes, new: bytes) -> None:
+        """Create a hard link: both names are one file here, with one inode number and one link count."""
+        node = self._look_up(old)
+        self._fresh_on_error(new, lambda: self._remote.link(self._far_path(old), self._far_path(new)))
+        self._ns.linked(node, new)
+
+    def symlink(self, target: bytes, path: bytes) -> None:
+        """Create a symbolic link at ``path``; the target is stored as given."""
+        self._fresh_on_error(path, lambda: self._remote.symlink(target, self._far_path(path)))
+        node = self._ns.created(path, self._remote.lstat(self._far_path(path)))
+        node.target = target
+
+    def _fresh_on_error(self, path: bytes, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except FsError:
+            self._ns.distrust_path(path)
+            raise
+
+    # -- attributes ---------------------------------------------------------------------------------------------------
+
+    def chmod(self, path: bytes, mode: int) -> None:
+        """Change permission bits."""
+        node = self._look_up(path)
+        self._set_attrs(path, node, Attrs(mode=stat.S_IMODE(mode)))
+        self._ns.set_attrs(node, Attrs(mode=stat.S_IFMT(node.mode) | stat.S_IMODE(mode)))
+
+    def chown(self, path: bytes, uid: int, gid: int) -> None:
+        """Change owner and group; -1 leaves one as it is. SFTP carries only the pair."""
+        node = self._look_up(path)
+        if self._idmap_user:
+            uid = self._far[0] if uid == self._local[0] and self._far[0] is not None else uid
+            gid = self._far[1] if gid == self._local[1] and self._far[1] is not None else gid
+        attrs = Attrs(
+            uid=node.attrs.uid if uid == -1 else uid,
+            gid=node.attrs.gid if gid == -1 else gid,
+        )
+        if attrs.uid is None or attrs.gid is None:
+            raise FsError(errno.EPERM)
+        self._set_attrs(path, node, attrs)
+        self._ns.set_attrs(node, attrs)
+        if not node.is_symlink:
+            self._ns.distrust(node)  # the server may have cleared set-id bits
+
+    def utimens(self, path: bytes, atime: Optional[int], mtime: Optional[int]) -> None:
+        """Set times in whole seconds, as SFTP v3 carries them; None leaves one as it is."""
+        if atime is None and mtime is None:
+            return
+        node = self._look_up(path)
+        if atime is None or mtime is None:
+            known = node.attrs
+            if known.mtime is None or (node.file is not None and node.file.authoritative):
+                self._store(node)
+                known = self._remote.lstat(self._far_path(path))
+            atime = known.atime if atime is None else atime
+            mtime = known.mtime if mtime is None else mtime
+        attrs = Attrs(atime=atime, mtime=mtime)
+        self._set_attrs(path, node, attrs)
+        self._ns.set_attrs(node, attrs)
+        if node.file is not None:
+            with node.file.lock:
+                if node.file.validator is not None:
+                    node.file.validator = (node.file.validator[0], mtime)
+
+    def _set_attrs(self, path: bytes, node: Node, attrs: Attrs) -> None:
+        with node.operation:
+            # A write that arrives after a chmod may be refused, one after a utimens changes the time again.
+            self._store(node)
+            self._remote.setstat(self._far_path(path), attrs, is_symlink=node.is_symlink)
+
+    def truncate(self, path: Optional[bytes], size: int, handle: Optional[Handle] = None) -> None:
+        """Cut a file, or extend it with a hole, by path or by a handle that may write."""
+        if handle is not None:
+            node = handle.node
+        else:
+            assert path is not None
+            node = self._look_up(path)
+            if node.is_dir:
+                raise FsError(errno.EISDIR)
+        with node.operation:
+            self._store(node)
+            attrs = Attrs(size=size)
+            if handle is not None:
+                self._remote.fsetstat(handle.remote, attrs)
+            else:
+                assert path is not None
+                self._remote.setstat(self._far_path(path), attrs)
+            self._changed_size(node, size)
+
+    def _changed_size(self, node: Node, size: int) -> None:
+        if node.file is not None:
+            with node.file.lock:
+                node.file.truncate(size)
+                node.file.validator = None
+        self._ns.set_attrs(node, Attrs(size=size, mtime=int(self._wall())))
+        if node.file is None or not node.file.writers:
+            self._ns.distrust(node)  # the mtime is the server's to tell
+
+    def _store(self, node: Node) -> None:
+        """Send what is unsent of a node, and wait for it."""
+        if node.file is not None and node.file.unsent:
+            attrs = self.writeback.flush(node.file, commit=False)
+            if attrs is not None:
+                self._stored(node, attrs)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def open(self, path: bytes, flags: int) -> Handle:
+        """Open an existing file. O_TRUNC empties it in the same request."""
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        pflags = _pflags(flags)
+        node = self._ns.get(path)
+        if not pflags & wire.FXF_TRUNC or node is None:
+            return self._open(path, pflags, writable)
+        with node.operation:
+            self._store(node)
+            handle = self._open(path, pflags, writable)
+            self._changed_size(handle.node, 0)
+            return handle
+
+    def _open(self, path: bytes, pflags: int, writable: bool) -> Handle:
+        mark = self._ns.mark()
+        try:
+            remote, attrs = self._remote.open(self._far_path(path), pflags)
+        except FsError as error:
+            if error.errno in (errno.ENOENT, errno.EACCES):
+                self._ns.distrust_path(path)
+            raise
+        node = self._ns.told(path, attrs, mark)
+        return self._attach(node, remote, attrs, writable)
+
+    def create(self, path: bytes, flags: int, mode: int) -> Handle:
+        """Create and open a file; with O_EXCL it fails with EEXIST where the name is taken."""
+        pflags = _pflags(flags) | wire.FXF_CREAT | (wire.FXF_EXCL if flags & os.O_EXCL else 0)
+        try:
+            remote, attrs = self._remote.open(self._far_path(path), pflags, Attrs(mode=stat.S_IMODE(mode)))
+        except FsError:
+            self._ns.distrust_path(path)
+            raise
+        node = self._ns.created(path, attrs)
+        return self._attach(node, remote, attrs, flags & os.O_ACCMODE != os.O_RDONLY)
+
+    def _attach(self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool) -> Handle:
+        self._ns.pin(node)
+        with node.operation:
+            if node.file is None:
+                node.file = FileCache(next(self._file_ids), attrs.size or 0, self._clean)
+            file: FileCache = node.file
+            trusted = self._revalidate(node, attrs)
+            handle = Handle(node, file, remote, writable, Pattern(self._read_ahead_bytes_max))
+            handle.trusted = trusted
+            with file.lock:
+                file.handles.append(handle)
+                if writable:
+                    file.writers.append(remote)
+        remote.verify = lambda now: self._verify_reopened(file, now)
+        return handle
+
+    def _revalidate(self, node: Node, attrs: Attrs) -> bool:
+        """The server's attributes of a file we hold bytes of: are they still true? Drops them where they may not be."""
+        file: Optional[FileCache] = node.file
+        if file is None:
+            return False
+        with file.lock:
+            if file.authoritative or file.unsafe:
+                return True  # ours are the newest
+            now = (attrs.size, attrs.mtime)
+            trusted = file.validator == now and (attrs.mtime or 0) < self._wall() - RACY_S
+            if not trusted:
+                file.distrust()
+                file.size = attrs.size or 0
+                file.validator = now
+            return trusted
+
+    @staticmethod
+    def _verify_reopened(file: FileCache, now: Attrs) -> None:
+        """After a reconnect: the same file, as far as SFTP can tell."""
+        with file.lock:
+            if file.authoritative or file.unsafe or file.validator is None:
+                return
+            if file.validator != (now.size, now.mtime):
+                raise FsError(errno.ESTALE)
+
+    def read(self, handle: Handle, size: int, offset: int) -> bytes:
+        """At most ``size`` bytes at ``offset``, fewer only at the end of the file."""
+        return self._fetcher.read(handle.file, handle.remote, handle.pattern, offset, size)
+
+    def write(self, handle: Handle, data: bytes, offset: int) -> int:
+        """Take ``data`` in; it is stored by close() or fsync() at the latest. Returns its length."""
+        self.writeback.write(handle.file, handle, offset, data)
+        return len(data)
+
+    def flush(self, handle: Handle) -> None:
+        """close(2) of one descriptor: the point of truth, see ``WriteBack.flush``."""
+        if handle.writable:
+            self._flush(handle, commit=self._commit_on_close)
+
+    def fsync(self, handle: Handle) -> None:
+        """Everything written to this file, through whatever handle, is on the server's disk when this returns."""
+        self._flush(handle, commit=True)
+
+    def _flush(self, handle: Handle, *, commit: bool) -> None:
+        node, file = handle.node, handle.file
+        with node.operation:
+            try:
+                attrs = self.writeback.flush(file, commit=commit)
+            except FsError:
+                handle.owed = None  # told by this
+                self._ns.distrust(node)
+                raise
+            handle.owed = None
+            if attrs is None:
+                return
+            self._stored(node, attrs)
+            if handle.writable and not self._remote.has(FSYNC):
+                # Such servers may commit on CLOSE, and only then say that it failed (Go's, before object stores).
+                self._remote.commit_by_close(handle.remote)
+
+    def _stored(self, node: Node, attrs: Attrs) -> None:
+        """The server has what we had: its size and mtime are the file's."""
+        file: FileCache = node.file
+        with file.lock:
+            if file.unsent:
+                return
+            if attrs.size is not None and attrs.size != file.size:
+                log.warning("the server has %d bytes of a file that has %d here", attrs.size, file.size)
+            file.validator = (attrs.size, attrs.mtime)
+        self._ns.set_attrs(node, Attrs(size=attrs.size, mtime=attrs.mtime))
+
+    def release(self, handle: Handle) -> None:
+        """The last descriptor of this open is gone. Nobody waits for this, so it must be quick."""
+        node, file = handle.node, handle.file
+        if handle.writable and file.unsafe:
+            # Written through a mapping after close(), or commit=fsync, or a failure: not on the kernel's time.
+            threading.Thread(target=self._release, args=(handle,), name="release", daemon=True).start()
+        else:
+            self._release(handle)
+        if node.pins == 0:
+            with self._hidden_changed:
+                self._hidden_changed.notify_all()
+
+    def _release(self, handle: Handle) -> None:
+        node, file = handle.node, handle.file
+        if handle.writable:
+            if file.unsafe and len(file.writers) == 1:
+                try:
+                    self.writeback.flush(file, commit=True)
+                except FsError as error:
+                    path = self._ns.path_of(node) or b"(removed)"
+                    log.error("not stored: %r: %s", path, error.strerror)
+            with file.lock:
+                if file.failure is not None and len(file.writers) == 1:
+                    file.discard()
+                    self._ns.distrust(node)
+                file.writers.remove(handle.remote)
+        with file.lock:
+            file.handles.remove(handle)
+        try:
+            self._remote.close_file(handle.remote, wait=False)
+        except FsError as error:
+            log.warning("closing a file: %s", error.strerror)
+        self._ns.unpin(node)
+
+    def fsyncdir(self, path: bytes) -> None:
+        """What is pending below a directory is stored; SFTP has no fsync of the directory itself."""
+        for node in self._ns.open_nodes(path):
+            if node.file is not None and node.file.unsafe:
+                attrs = self.writeback.flush(node.file, commit=True)
+                if attrs is not None:
+                    self._stored(node, attrs)
+
+
+def _pflags(flags: int) -> int:
+    """open(2) flags as SFTP pflags. O_APPEND stays here: the kernel gives the offset, and a resend must be repeatable."""
+    access = flags & os.O_ACCMODE
+    pflags = {os.O_RDONLY: wire.FXF_READ, os.O_WRONLY: wire.FXF_WRITE}.get(access, wire.FXF_READ | wire.FXF_WRITE)
+    if flags & os.O_TRUNC:
+        pflags |= wire.FXF_TRUNC
+    return pflags
+

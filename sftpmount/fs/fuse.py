@@ -1,0 +1,348 @@
+"""The fusepy adapter: bytes in, errno out. A thin wrapper; what the operations mean is in ``filesystem``.
+
+fusepy's own methods decode every path, copy every read twice and die of an exception without an errno, so each is replaced
+here by one that speaks to the filesystem directly, behind one errno boundary (``_wrapper``). ``nopath`` spares libfuse the
+path of every read and write, and the lock that goes with it.
+
+Kernel caches: entries for a second, attributes for ``ATTR_TIMEOUT_S``. That is enough for the LOOKUP and GETATTR of one
+stat(2) to be one question, and short enough that an open can wait it out where the size it learned is not the one the
+kernel was told a moment ago (close-to-open: the kernel would cut reads at the old size).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import errno
+import itertools
+import logging
+import os
+import shutil
+import stat
+import time
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+
+from ..errors import FsError, FuseUnavailable, MountpointError
+from .filesystem import UNKNOWN_INO, Filesystem, Handle, Stat
+
+log = logging.getLogger(__name__)
+
+ATTR_TIMEOUT_S = 0.05
+ENTRY_TIMEOUT_S = 1.0
+MAX_WRITE_BYTES = 131072
+# utimensat(2): nanoseconds that stand for "now" and "leave".
+UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
+
+try:
+    import fuse
+except OSError as _error:  # fusepy looks for libfuse when it is imported
+    fuse = None
+    _IMPORT_ERROR = str(_error)
+
+
+def check_available() -> None:
+    """Raise FuseUnavailable, with what to install or change, where this machine cannot mount."""
+    if fuse is None:
+        raise FuseUnavailable(
+            f"libfuse 2 is missing ({_IMPORT_ERROR}); on Debian and Ubuntu: apt install libfuse2 fuse3"
+        )
+    if not os.path.exists("/dev/fuse"):
+        raise FuseUnavailable("/dev/fuse is missing; load the kernel module (modprobe fuse) or allow it in the container.")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise FuseUnavailable("/dev/fuse may not be opened by this user; it is mode 0666 where udev sets it up.")
+    if os.geteuid() != 0 and shutil.which("fusermount") is None:
+        raise FuseUnavailable("fusermount is missing; on Debian and Ubuntu: apt install fuse3")
+
+
+class _Operations:
+    """Tells fusepy which operations there are; it never calls them here, ``_Adapter`` overrides the callers.
+
+    getxattr and its kin are left out on purpose: the kernel then answers ENOTSUP by itself and stops asking.
+    So are lock and flock: the kernel keeps them locally.
+    """
+
+    flag_nullpath_ok = 1
+    flag_nopath = 1
+    flag_utime_omit_ok = 1
+    use_ns = True
+
+
+for _name in (
+    "getattr", "readlink", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "chmod", "chown", "truncate",
+    "open", "read", "write", "statfs", "flush", "release", "fsync", "opendir", "readdir", "releasedir", "fsyncdir", "init",
+    "access", "create", "utimens",
+):  # fmt: skip
+    setattr(_Operations, _name, True)
+
+_Base: Any = fuse.FUSE if fuse is not None else object
+
+
+class _Adapter(_Base):  # type: ignore[misc]
+    """One mount. The constructor blocks until it is unmounted."""
+
+    def __init__(
+        self, filesystem: Filesystem, mountpoint: str, options: Dict[str, Union[str, bool]], on_ready: Callable[[], None]
+    ) -> None:
+        self._fs = filesystem
+        self._on_ready = on_ready
+        self._handles: Dict[int, Any] = {}
+        self._numbers = itertools.count(1)
+        # What the kernel was last told: node id -> (size, when). Entries older than the attribute timeout mean nothing.
+        self._told: Dict[int, Tuple[int, float]] = {}
+        encoded = {name: _latin1(value) if isinstance(value, str) else value for name, value in options.items()}
+        super().__init__(_Operations(), _latin1(mountpoint), raw_fi=True, encoding="latin-1", **encoded)
+
+    @staticmethod
+    def _wrapper(func: Callable[..., Any], *args: Any) -> int:
+        """The errno boundary: whatever happens, libfuse gets an int."""
+        try:
+            return func(*args) or 0
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        except BaseException:
+            log.exception("%s failed in a way that is not foreseen", getattr(func, "__name__", func))
+            return -errno.EIO
+
+    def _new_handle(self, value: Any) -> int:
+        number = next(self._numbers)
+        self._handles[number] = value
+        return number
+
+    def _fill_stat(self, st: Any, value: Stat) -> None:
+        st.st_ino = value.ino
+        st.st_mode = value.mode
+        st.st_nlink = value.nlink
+        st.st_uid = value.uid
+        st.st_gid = value.gid
+        st.st_size = value.size
+        st.st_blocks = (value.size + 511) >> 9
+        st.st_blksize = 131072
+        st.st_atimespec.tv_sec = value.atime
+        st.st_mtimespec.tv_sec = value.mtime
+        st.st_ctimespec.tv_sec = value.mtime  # SFTP v3 has no ctime
+        if stat.S_ISREG(value.mode):
+            self._told[value.ino] = (value.size, time.monotonic())
+            if len(self._told) > 4096:
+                self._told.clear()
+                self._told[value.ino] = (value.size, time.monotonic())
+
+    # -- looking --------------------------------------------------------------------------------------------------------
+
+    def init(self, conn: Any) -> int:
+        self._on_ready()
+        return 0
+
+    def getattr(self, path: Optional[bytes], buf: Any) -> int:
+        ctypes.memset(buf, 0, ctypes.sizeof(fuse.c_stat))
+        self._fill_stat(buf.contents, self._fs.getattr(path))
+        return 0
+
+    def fgetattr(self, path: Optional[bytes], buf: Any, fip: Any) -> int:
+        ctypes.memset(buf, 0, ctypes.sizeof(fuse.c_stat))
+        handle = self._handles[fip.contents.fh] if fip else None
+        self._fill_stat(buf.contents, self._fs.getattr(path, handle if isinstance(handle, Handle) else None))
+        return 0
+
+    def readlink(self, path: bytes, buf: Any, bufsize: int) -> int:
+        target = self._fs.readlink(path)[: bufsize - 1] + b"\0"
+        ctypes.memmove(buf, target, len(target))
+        return 0
+
+    def opendir(self, path: bytes, fip: Any) -> int:
+        fip.contents.fh = self._new_handle(_Directory(path))
+        return 0
+
+    def readdir(self, path: Optional[bytes], buf: Any, filler: Any, offset: int, fip: Any) -> int:
+        directory = self._handles[fip.contents.fh]
+        # libfuse keeps what the filler takes until the handle is rewound (offset 0), so one pass is one listing.
+        st = fuse.c_stat()
+        for name, ino, mode in self._entries(directory.path):
+            st.st_ino, st.st_mode = ino, mode
+            if filler(buf, name, st, 0) != 0:
+                break
+        return 0
+
+    def _entries(self, path: bytes) -> Iterator[Tuple[bytes, int, int]]:
+        listing: List[Tuple[bytes, int, int]] = self._fs.readdir(path)
+        yield b".", UNKNOWN_INO, stat.S_IFDIR
+        yield b"..", UNKNOWN_INO, stat.S_IFDIR
+        yield from listing
+
+    def releasedir(self, path: Optional[bytes], fip: Any) -> int:
+        self._handles.pop(fip.contents.fh, None)
+        return 0
+
+    def fsyncdir(self, path: Optional[bytes], datasync: int, fip: Any) -> int:
+        self._fs.fsyncdir(self._handles[fip.contents.fh].path)
+        return 0
+
+    def access(self, path: bytes, mode: int) -> int:
+        self._fs.access(path, mode)
+        return 0
+
+    def statfs(self, path: bytes, buf: Any) -> int:
+        disk = self._fs.statfs()
+        st = buf.contents
+        st.f_bsize, st.f_frsize = disk.bsize, disk.frsize
+        st.f_blocks, st.f_bfree, st.f_bavail = disk.blocks, disk.bfree, disk.bavail
+        st.f_files, st.f_ffree, st.f_favail = disk.files, disk.ffree, disk.favail
+        st.f_flag, st.f_namemax = disk.flag, disk.namemax
+        return 0
+
+    # -- changing the namespace -------------------------------------------------------------------------------------------
+
+    def mknod(self, path: bytes, mode: int, dev: int) -> int:
+        self._fs.mknod(path, mode)
+        return 0
+
+    def mkdir(self, path: bytes, mode: int) -> int:
+        self._fs.mkdir(path, mode)
+        return 0
+
+    def unlink(self, path: bytes) -> int:
+        self._fs.unlink(path)
+        return 0
+
+    def rmdir(self, path: bytes) -> int:
+        self._fs.rmdir(path)
+        return 0
+
+    def symlink(self, source: bytes, target: bytes) -> int:
+        self._fs.symlink(source, target)
+        return 0
+
+    def rename(self, old: bytes, new: bytes) -> int:
+        self._fs.rename(old, new)
+        return 0
+
+    def link(self, source: bytes, target: bytes) -> int:
+        self._fs.link(source, target)
+        return 0
+
+    # -- attributes -----------------------------------------------------------------------------------------------------
+
+    def chmod(self, path: bytes, mode: int) -> int:
+        self._fs.chmod(path, mode)
+        return 0
+
+    def chown(self, path: bytes, uid: int, gid: int) -> int:
+        self._fs.chown(path, -1 if uid == 0xFFFFFFFF else uid, -1 if gid == 0xFFFFFFFF else gid)
+        return 0
+
+    def utimens(self, path: bytes, buf: Any) -> int:
+        if buf:
+            self._fs.utimens(path, _seconds(buf.contents.actime), _seconds(buf.contents.modtime))
+        else:
+            now = int(time.time())
+            self._fs.utimens(path, now, now)
+        return 0
+
+    def truncate(self, path: bytes, length: int) -> int:
+        self._fs.truncate(path, length)
+        return 0
+
+    def ftruncate(self, path: Optional[bytes], length: int, fip: Any) -> int:
+        self._fs.truncate(path, length, self._handles[fip.contents.fh])
+        return 0
+
+    # -- files ----------------------------------------------------------------------------------------------------------
+
+    def open(self, path: bytes, fip: Any) -> int:
+        fi = fip.contents
+        handle = self._fs.open(path, fi.flags)
+        self._wait_out_old_size(handle)
+        fi.keep_cache = 1 if handle.trusted else 0
+        fi.fh = self._new_handle(handle)
+        return 0
+
+    def _wait_out_old_size(self, handle: Handle) -> None:
+        """Another client changed the size within the kernel's attribute timeout: the old one must not cut our reads."""
+        told = self._told.get(handle.node.ino)
+        if told is not None and told[0] != handle.file.size:
+            remaining_s = told[1] + 2 * ATTR_TIMEOUT_S - time.monotonic()
+            if remaining_s > 0:
+                time.sleep(remaining_s)
+
+    def create(self, path: bytes, mode: int, fip: Any) -> int:
+        fi = fip.contents
+        fi.fh = self._new_handle(self._fs.create(path, fi.flags, mode))
+        return 0
+
+    def read(self, path: Optional[bytes], buf: Any, size: int, offset: int, fip: Any) -> int:
+        data = self._fs.read(self._handles[fip.contents.fh], size, offset)
+        ctypes.memmove(buf, data, len(data))
+        return len(data)
+
+    def write(self, path: Optional[bytes], buf: Any, size: int, offset: int, fip: Any) -> int:
+        return self._fs.write(self._handles[fip.contents.fh], ctypes.string_at(buf, size), offset)
+
+    def flush(self, path: Optional[bytes], fip: Any) -> int:
+        self._fs.flush(self._handles[fip.contents.fh])
+        return 0
+
+    def fsync(self, path: Optional[bytes], datasync: int, fip: Any) -> int:
+        self._fs.fsync(self._handles[fip.contents.fh])
+        return 0
+
+    def release(self, path: Optional[bytes], fip: Any) -> int:
+        handle = self._handles.pop(fip.contents.fh, None)
+        if handle is not None:
+            self._fs.release(handle)
+        return 0
+
+
+class _Directory:
+    """An open directory."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: bytes) -> None:
+        self.path = path
+
+
+def _latin1(text: str) -> str:
+    """fusepy encodes its arguments with the mount's encoding: hand the file system's bytes through it unchanged."""
+    return os.fsencode(text).decode("latin-1")
+
+
+def _seconds(ts: Any) -> Optional[int]:
+    if ts.tv_nsec == UTIME_OMIT:
+        return None
+    if ts.tv_nsec == UTIME_NOW:
+        return int(time.time())
+    return int(ts.tv_sec)
+
+
+def serve(
+    filesystem: Filesystem,
+    mountpoint: str,
+    *,
+    fuse_options: Dict[str, Union[str, bool]],
+    on_ready: Callable[[], None],
+) -> None:
+    """Mount and serve until unmounted. ``fuse_options`` are libfuse's own (allow_other, ro, umask, fsname...).
+
+    ``on_ready`` is called once, in a thread of libfuse, when the kernel accepts operations. Raises FuseUnavailable before
+    anything is mounted, MountpointError where libfuse refuses (it prints its reason to stderr itself).
+    """
+    check_available()
+    options: Dict[str, Union[str, bool]] = {
+        "use_ino": True,
+        "big_writes": True,
+        "max_write": str(MAX_WRITE_BYTES),
+        "max_read": str(MAX_WRITE_BYTES),
+        "atomic_o_trunc": True,
+        "entry_timeout": str(ENTRY_TIMEOUT_S),
+        "attr_timeout": str(ATTR_TIMEOUT_S),
+        "ac_attr_timeout": str(ATTR_TIMEOUT_S),
+        **fuse_options,
+    }
+    try:
+        _Adapter(filesystem, mountpoint, {"foreground": True, **options}, on_ready)
+    except RuntimeError as error:
+        raise MountpointError(
+            f"FUSE could not mount on {mountpoint}; is it a directory of yours, and are the options allowed? "
+            "(allow_other needs user_allow_other in /etc/fuse.conf)"
+        ) from error
+    except FsError as error:
+        raise MountpointError(str(error)) from error

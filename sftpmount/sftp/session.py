@@ -1,0 +1,356 @@
+"""One SFTP session: several channels ("lanes") of one SSH connection, requests in flight matched by id, and liveness.
+
+A lane is one server process (OpenSSH starts an sftp-server for each channel): it answers in its own time, has its own
+2 MiB window and its own handles. Metadata has a lane of its own, so that a look at a directory does not queue behind
+megabytes of writes. Servers that allow one channel get one, and all lanes are that one.
+
+Rules:
+1. Requests are sent by the thread that needs them; replies are parsed in the transport's thread, where they arrive. A
+   callback runs there too: it must be short, must not send and must not wait.
+2. A request ends exactly once: with its reply, or with ConnectionLost when its lane ends.
+3. The first lane to end takes the whole session with it: the connection is aborted, ``on_lost`` is called once.
+4. A server that breaks the protocol (unknown id, wrong type, impossible length) is cut off: ProtocolViolation.
+5. With requests waiting, or idle, a peer that leaves ``alive_count_max`` heartbeats unanswered is dead. A lane with a
+   request that had no reply at all on that lane for ``request_deadline_s`` is dead too, however alive the rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from _thread import allocate_lock
+from typing import Callable, Dict, List, Optional, Protocol, TypeVar
+
+from ..errors import FX_EOF, ConnectionLost, NotSent, ProtocolViolation, RemoteDirectoryError, StatusError
+from . import wire
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Without limits@openssh.com: what the draft obliges every server to take (34000 bytes a packet, 32 KiB of data).
+DEFAULT_LIMITS = wire.Limits(34000, 32768, 32768, 0)
+# OpenSSH's 256 KiB packet less its own 1 KiB of headers; also what a limit of 0 ("none") is taken as.
+DATA_BYTES_MAX = 261120
+
+
+class ByteChannel(Protocol):
+    """What a lane needs of ``ssh.transport.Channel``."""
+
+    def send(self, *parts: wire.Buffer) -> None: ...  # pragma: no cover
+
+    def close(self) -> None: ...  # pragma: no cover
+
+
+class ByteConnection(Protocol):
+    """What a session needs of ``ssh.transport.Connection``."""
+
+    def open_subsystem(
+        self, name: str, on_data: Callable[[bytes], None], on_closed: Callable[[Exception], None]
+    ) -> ByteChannel: ...  # pragma: no cover
+
+    def heartbeat(self) -> None: ...  # pragma: no cover
+
+    def last_heard_s(self) -> float: ...  # pragma: no cover
+
+    def abort(self) -> None: ...  # pragma: no cover
+
+    def close(self) -> None: ...  # pragma: no cover
+
+
+ReplyCallback = Callable[["Pending"], None]
+
+
+class Pending:
+    """A request in flight. A raw lock is the event: concurrent.futures.Future costs ten times as much per request."""
+
+    __slots__ = ("_callback", "_lock", "body", "error", "kind")
+
+    def __init__(self, callback: Optional[ReplyCallback] = None) -> None:
+        self.kind = 0
+        self.body = b""
+        self.error: Optional[ConnectionLost] = None
+        self._callback = callback
+        self._lock = allocate_lock()
+        self._lock.acquire()
+
+    def complete(self, kind: int, body: bytes, error: Optional[ConnectionLost] = None) -> None:
+        """Called once, by the lane."""
+        self.kind, self.body, self.error = kind, body, error
+        self._lock.release()
+        if self._callback is not None:
+            try:
+                self._callback(self)
+            except Exception:
+                log.exception("a reply's callback failed")
+
+    def wait(self) -> "Pending":
+        """Wait for the reply (the session's liveness bounds the wait); raises ConnectionLost where there will be none."""
+        with self._lock:
+            pass
+        if self.error is not None:
+            raise self.error
+        return self
+
+    # Decoders: each raises StatusError where the server says so, ProtocolViolation where the reply makes no sense.
+
+    def expect_ok(self) -> None:
+        """A STATUS of OK."""
+        if self.error is not None:
+            raise self.error
+        if self.kind != wire.STATUS:
+            raise ProtocolViolation(f"the server answered with packet type {self.kind} where it owes a status")
+        status = self._status()
+        if status is not None:
+            raise status
+
+    def handle(self) -> bytes:
+        """A HANDLE."""
+        return self._decode(wire.HANDLE, wire.parse_handle)
+
+    def data(self) -> bytes:
+        """DATA; an end-of-file STATUS is b""."""
+        if self.kind == wire.DATA and self.error is None:
+            return self.body
+        return self._decode(wire.DATA, bytes, at_eof=b"")
+
+    def names(self) -> List[wire.Entry]:
+        """NAME; an end-of-file STATUS is an empty list."""
+        return self._decode(wire.NAME, wire.parse_names, at_eof=[])
+
+    def attrs(self) -> wire.Attrs:
+        """ATTRS."""
+        return self._decode(wire.ATTRS, wire.parse_attrs)
+
+    def limits(self) -> wire.Limits:
+        """EXTENDED_REPLY for limits@openssh.com."""
+        return self._decode(wire.EXTENDED_REPLY, wire.parse_limits)
+
+    def statvfs(self) -> wire.StatVfs:
+        """EXTENDED_REPLY for statvfs@openssh.com."""
+        return self._decode(wire.EXTENDED_REPLY, wire.parse_statvfs)
+
+    def _status(self) -> Optional[StatusError]:
+        try:
+            return wire.parse_status(self.body)
+        except wire.WireError as error:
+            raise ProtocolViolation(f"the server's status cannot be read: {error}") from error
+
+    def _decode(self, kind: int, parse: Callable[[bytes], T], at_eof: Optional[T] = None) -> T:
+        if self.error is not None:
+            raise self.error
+        if self.kind == wire.STATUS:
+            status = self._status()
+            if status is None:
+                raise ProtocolViolation("the server answered OK where it owes a result")
+            if status.code == FX_EOF and at_eof is not None:
+                return at_eof
+            raise status
+        if self.kind != kind:
+            raise ProtocolViolation(f"the server answered with packet type {self.kind} where it owes {kind}")
+        try:
+            return parse(self.body)
+        except wire.WireError as error:
+            raise ProtocolViolation(f"the server's reply cannot be read: {error}") from error
+
+
+class Lane:
+    """One channel that speaks SFTP. ``request`` may be called from any thread but the transport's."""
+
+    def __init__(self, name: str, on_closed: Callable[["Lane", ConnectionLost], None], clock: Callable[[], float]) -> None:
+        self.name = name
+        self.extensions: Dict[bytes, bytes] = {}
+        self._clock = clock
+        self._channel: Optional[ByteChannel] = None
+        self._ids = itertools.count(1)
+        self._pending: Dict[int, Pending] = {}
+        self._reader = wire.ReplyReader()
+        self._version = Pending()
+        self._version_known = False
+        self._lost: Optional[ConnectionLost] = None
+        self._closed = on_closed
+        self._progress_s = clock()
+
+    def open(self, connection: ByteConnection) -> None:
+        """Start the subsystem and agree on version 3."""
+        self._channel = connection.open_subsystem("sftp", self._on_data, self._on_closed)
+        self._channel.send(wire.init())
+        reply = self._version.wait()
+        if reply.kind != wire.VERSION:
+            raise RemoteDirectoryError("The server's sftp subsystem does not answer as SFTP; ask its operator.")
+        try:
+            self.extensions = wire.parse_extensions(reply.body)
+        except wire.WireError as error:
+            raise ProtocolViolation(f"the server's VERSION cannot be read: {error}") from error
+
+    def request(self, kind: int, *parts: wire.Buffer, callback: Optional[ReplyCallback] = None) -> Pending:
+        """Send one request; blocks only for flow control. Raises ConnectionLost, or NotSent where nothing left."""
+        if self._lost is not None or self._channel is None:
+            raise NotSent(str(self._lost))
+        pending = Pending(callback)
+        request_id = next(self._ids) & 0xFFFFFFFF
+        if not self._pending:
+            self._progress_s = self._clock()
+        self._pending[request_id] = pending
+        try:
+            self._channel.send(wire.header(kind, request_id, sum(map(len, parts))), *parts)
+        except ConnectionLost:
+            self._on_closed(ConnectionLost(f"lane {self.name}: sending failed"))
+        # Whoever set _lost may have swept the table before this request was in it.
+        if self._lost is not None and self._pending.pop(request_id, None) is not None:
+            pending.complete(0, b"", self._lost)
+        return pending
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait for their reply."""
+        return len(self._pending)
+
+    def waiting_s(self) -> float:
+        """Seconds since the last reply on this lane, 0 where nothing is waited for."""
+        return self._clock() - self._progress_s if self._pending else 0.0
+
+    def _on_data(self, data: bytes) -> None:
+        try:
+            self._progress_s = self._clock()
+            for kind, request_id, body in self._reader.feed(data):
+                pending = self._pending.pop(request_id, None)
+                if not self._version_known:
+                    self._version_known = True
+                    self._version.complete(kind, body)
+                elif pending is not None:
+                    pending.complete(kind, body)
+                else:
+                    raise wire.WireError(f"a reply of type {kind} to no request")
+        except wire.WireError as error:
+            self._on_closed(ProtocolViolation(f"the server broke the SFTP protocol: {error}"))
+
+    def _on_closed(self, error: Exception) -> None:
+        if self._lost is None:
+            self._lost = error if isinstance(error, ConnectionLost) else ConnectionLost(str(error) or "connection lost")
+            self._closed(self, self._lost)
+        lost = self._lost
+        if not self._version_known:
+            self._version_known = True
+            self._version.complete(0, b"", lost)
+        while self._pending:
+            try:
+                _, pending = self._pending.popitem()
+            except KeyError:
+                break
+            pending.complete(0, b"", lost)
+
+
+class Session:
+    """The lanes of one connection. ``lost`` is None while it lives; ``on_lost(session)`` is called once, from any thread."""
+
+    def __init__(
+        self,
+        connection: ByteConnection,
+        *,
+        lanes: int,
+        alive_interval_s: float,
+        alive_count_max: int,
+        request_deadline_s: float,
+        on_lost: Callable[["Session"], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.connection = connection
+        self.lost: Optional[ConnectionLost] = None
+        self.limits = DEFAULT_LIMITS
+        self._alive_interval_s = alive_interval_s
+        self._alive_count_max = max(1, alive_count_max)
+        self._request_deadline_s = request_deadline_s
+        self._on_lost = on_lost
+        self._clock = clock
+        self._ended = threading.Event()
+        self._lost_lock = allocate_lock()
+        self.meta = Lane("metadata", self._lane_closed, clock)
+        self.read_lane = self.write_lane = self.meta
+        self._lanes = [self.meta]
+        threading.Thread(target=self._watch, name="sftp-liveness", daemon=True).start()
+        try:
+            self.meta.open(connection)
+            if b"limits@openssh.com" in self.meta.extensions:
+                self.limits = self._ask_limits()
+        except BaseException:
+            self.abort(ConnectionLost("the session could not be started"))
+            raise
+        if lanes > 1:
+            threading.Thread(target=self._open_more, args=(lanes,), name="sftp-lanes", daemon=True).start()
+
+    @property
+    def extensions(self) -> Dict[bytes, bytes]:
+        """The server's extensions and their versions."""
+        return self.meta.extensions
+
+    def abort(self, error: ConnectionLost) -> None:
+        """End the session at once; every request in flight ends with ``error``."""
+        with self._lost_lock:
+            if self.lost is not None:
+                return
+            self.lost = error
+        self._ended.set()
+        self.connection.abort()
+        for lane in list(self._lanes):
+            lane._on_closed(error)
+        self._on_lost(self)
+
+    def close(self) -> None:
+        """An orderly end: nothing is in flight any more."""
+        with self._lost_lock:
+            if self.lost is not None:
+                return
+            self.lost = ConnectionLost("closed")
+        self._ended.set()
+        self.connection.close()
+
+    def _ask_limits(self) -> wire.Limits:
+        reply = self.meta.request(wire.EXTENDED, wire.extended_body(b"limits@openssh.com")).wait()
+        packet, read, write, handles = reply.limits()
+        # A limit of 0 is "none"; one above OpenSSH's own brings nothing but larger bursts.
+        return wire.Limits(
+            packet, min(read or DATA_BYTES_MAX, DATA_BYTES_MAX), min(write or DATA_BYTES_MAX, DATA_BYTES_MAX), handles
+        )
+
+    def _open_more(self, lanes: int) -> None:
+        """Metadata has its lane already; then one for writes, and one for reads. What is refused is shared."""
+        for name in ("write", "read")[: lanes - 1]:
+            lane = Lane(name, self._lane_closed, self._clock)
+            try:
+                lane.open(self.connection)
+            except Exception as error:
+                if self.lost is None:
+                    log.info("no further channel for a %s lane (%s); it shares the others", name, error)
+                return
+            self._lanes.append(lane)
+            if name == "write":
+                self.write_lane = self.read_lane = lane
+            else:
+                self.read_lane = lane
+
+    def _lane_closed(self, lane: Lane, error: ConnectionLost) -> None:
+        if lane in self._lanes:  # a lane that never came to be takes nothing with it
+            self.abort(error)
+
+    def _watch(self) -> None:
+        """Liveness: heartbeats when nothing was heard for an interval, death after ``alive_count_max`` of them."""
+        tick_s = min(1.0, self._alive_interval_s / 2) if self._alive_interval_s else 1.0
+        asked_s = self._clock()
+        while not self._ended.wait(tick_s):
+            now = self._clock()
+            quiet_s = now - self.connection.last_heard_s()
+            stuck, lane_name = max(((lane.waiting_s(), lane.name) for lane in list(self._lanes)), default=(0.0, ""))
+            if self._alive_interval_s and quiet_s >= self._alive_interval_s * self._alive_count_max:
+                self.abort(ConnectionLost(f"nothing heard from the server for {quiet_s:.0f} s"))
+            elif stuck > self._request_deadline_s:
+                self.abort(ConnectionLost(f"no reply on the {lane_name} lane for {stuck:.0f} s"))
+            elif self._alive_interval_s and min(quiet_s, now - asked_s) >= self._alive_interval_s:
+                asked_s = now
+                try:
+                    self.connection.heartbeat()
+                except ConnectionLost as error:
+                    self.abort(error)
+
