@@ -126,12 +126,17 @@ class FileCache:
         self.requests_in_flight = 0
         self.commits: List[Extents] = []  # what each fsync on its way will make clean
         self.failure: Optional[StatusError] = None  # why the server refused bytes that are dirty still
-        self.handles: List["Teller"] = []  # every open handle: each hears of a failure once
+        self.handles: List[Teller] = []  # every open handle: each hears of a failure once
         self.writers: List[Any] = []  # sftp.remote.RemoteFile, open for writing; write-back uses the first
         self.fetches: Dict[int, Any] = {}  # block index -> cache.fetch.Fetch
         self.generation = 0  # counts up when clean bytes cease to be true
-        self.validator: Optional[Tuple[Optional[int], Optional[int]]] = None  # server's (size, mtime) of the clean bytes
+        self.validator: Optional[Tuple[Optional[int], Optional[int]]] = (
+            None  # server's (size, mtime) of the clean bytes
+        )
         self.touched_s = 0.0  # clock of the last write, for write-back by age
+        self.mtime: Optional[int] = (
+            None  # what stat shows while the server's is not yet that of our last write
+        )
         self._clean = clean
 
     @property
@@ -160,7 +165,9 @@ class FileCache:
         for index in block_range(offset, end):
             base = index * BLOCK_BYTES
             stop = min(end, base + BLOCK_BYTES)
-            piece = data if stop - position == len(data) else memoryview(data)[position - offset : stop - offset]
+            piece = (
+                data if stop - position == len(data) else memoryview(data)[position - offset : stop - offset]
+            )
             self._store_in_block(index, position - base, piece)
             self.fetches.pop(index, None)  # what it brings is older than this write
             position = stop
@@ -276,7 +283,11 @@ class FileCache:
         """Drop a block's buffer when nothing in it is unsafe any more; a fully known block becomes a clean one."""
         base = index * BLOCK_BYTES
         top = base + BLOCK_BYTES
-        if self.dirty.overlaps(base, top) or self.in_flight.overlaps(base, top) or self.written.overlaps(base, top):
+        if (
+            self.dirty.overlaps(base, top)
+            or self.in_flight.overlaps(base, top)
+            or self.written.overlaps(base, top)
+        ):
             return
         buffer = self.buffers.pop(index, None)
         if buffer is None:
@@ -352,4 +363,3 @@ class FileCache:
             assert not self.dirty.overlaps(start, end), "written and dirty"
         assert self.valid.end <= self.size, (self.valid, self.size)
         assert self.buffer_bytes == sum(map(len, self.buffers.values()))
-

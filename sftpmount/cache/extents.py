@@ -82,7 +82,7 @@ class Extents:
         self._ends[low:high] = [e for _, e in keep]
         self.total += sum(e - s for s, e in keep)
 
-    def update(self, other: "Extents") -> None:
+    def update(self, other: Extents) -> None:
         """Include every range of ``other``."""
         for start, end in zip(other._starts, other._ends):
             self.add(start, end)
@@ -126,7 +126,7 @@ class Extents:
             missing.append((position, end))
         return missing
 
-    def first(self, without: Optional["Extents"] = None, *, start: int = 0) -> Optional[Range]:
+    def first(self, without: Optional[Extents] = None, *, start: int = 0) -> Optional[Range]:
         """The first range at or after ``start`` that is in the set and not in ``without``; None where there is none."""
         i = bisect_right(self._ends, start)
         while i < len(self._starts):

@@ -52,7 +52,9 @@ class Fetch:
         self._parts[at] = part
         self._missing -= wanted
         if self._missing == 0:
-            self.data = part if wanted == self.expected else b"".join(self._parts[i] for i in sorted(self._parts))
+            self.data = (
+                part if wanted == self.expected else b"".join(self._parts[i] for i in sorted(self._parts))
+            )
             return True
         return False
 
@@ -140,15 +142,19 @@ class Fetcher:
     def _send(self, source: RemoteFile, fetches: List[Fetch]) -> None:
         """Send what these fetches need; a fetch that cannot be sent ends at once, and its reader asks for itself."""
         sent = 0
+        session = self._remote.session_now()
         try:
-            session = self._remote.session()
+            if session is None:
+                raise ConnectionLost
             for fetch in fetches:
                 base = fetch.index * BLOCK_BYTES
                 step = session.limits.read_bytes
                 for at in range(0, fetch.expected, step):
                     wanted = min(step, fetch.expected - at)
 
-                    def arrived(pending: Pending, fetch: Fetch = fetch, at: int = at, wanted: int = wanted) -> None:
+                    def arrived(
+                        pending: Pending, fetch: Fetch = fetch, at: int = at, wanted: int = wanted
+                    ) -> None:
                         if fetch.arrived(at, wanted, pending):
                             self._settle(fetch)
 

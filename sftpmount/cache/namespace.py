@@ -50,8 +50,8 @@ class Node:
         self.attrs = attrs
         self.attrs_until = attrs_until
         self.changed = 0  # the mark of our last own change to the attributes
-        self.links: List[Tuple["Node", bytes]] = []
-        self.children: Dict[bytes, "Node"] = {}
+        self.links: List[Tuple[Node, bytes]] = []
+        self.children: Dict[bytes, Node] = {}
         self.absent: Dict[bytes, float] = {}
         self.complete_until = 0.0
         self.target: Optional[bytes] = None  # a symlink's target, where known
@@ -105,7 +105,7 @@ class Namespace:
         self._mark = 1
         self._inos: Set[int] = {ROOT_INO}
         # Directories that have children, the one longest unused first.
-        self._used: "OrderedDict[Node, None]" = OrderedDict()
+        self._used: OrderedDict[Node, None] = OrderedDict()
         self.root = Node(ROOT_INO, root_attrs, clock() + lifetime_s)
         self._changes: Dict[Node, int] = {}
 

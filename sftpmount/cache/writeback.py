@@ -75,11 +75,13 @@ class WriteBack:
         """Take ``data`` in. Raises FsError where an earlier write of this file failed, or there is no room in time."""
         self.tell(file, handle)
         if file.failure is not None:
-            self.flush(file, commit=False)  # told already, writes on: only a retry that stores the bytes clears it
+            self.flush(
+                file, commit=False
+            )  # told already, writes on: only a retry that stores the bytes clears it
         with file.lock:
             file.store(offset, data)
             file.touched_s = self._clock()
-            self._account(file)
+            self.account(file)
         self._send_on(file, whole_blocks=True)
         if self.held_bytes > self._bytes_max:
             self._make_room(file)
@@ -94,7 +96,8 @@ class WriteBack:
         path = file.writers[0].path if file.writers else b"/"
         return self._remote.explain("write", status, path)
 
-    def _account(self, file: FileCache) -> None:
+    def account(self, file: FileCache) -> None:
+        """Count what ``file`` holds against the budget; called when that may have changed."""
         with self._lock:
             if file.unsafe:
                 self._held[file] = file.buffer_bytes
@@ -111,7 +114,7 @@ class WriteBack:
             with most.lock:
                 if most.commits and not most.failure:
                     most.lock.wait(1.0)
-                    self._account(most)
+                    self.account(most)
                     continue
             try:
                 self.flush(most, commit=True)
@@ -122,10 +125,10 @@ class WriteBack:
 
     def _send_on(self, file: FileCache, *, whole_blocks: bool) -> None:
         """Send what may be sent now, without waiting for a session; a lost one is for flush to deal with."""
-        if file.failure is not None or not self._remote.connected:
+        session = self._remote.session_now()
+        if file.failure is not None or session is None:
             return
         try:
-            session = self._remote.session()
             self._send(session, file, whole_blocks=whole_blocks)
             with file.lock:
                 commit = not file.commits and file.written.total > self._bytes_max // 2
@@ -187,9 +190,9 @@ class WriteBack:
             else:
                 file.acknowledged(start, end, durable=durable)
                 if durable:
-                    self._account(file)
+                    self.account(file)
 
-    def _send_commit(self, session: Session, file: FileCache) -> Optional["_Commit"]:
+    def _send_commit(self, session: Session, file: FileCache) -> Optional[_Commit]:
         """Send FSYNC behind what was sent; its reply commits what it covers."""
         with file.lock:
             if not file.writers or not (file.written or file.in_flight):
@@ -217,7 +220,9 @@ class WriteBack:
                 target.update(file.written)
             if not target:
                 return None
-            file.failure = None  # this is the retry that may clear it: the bytes are all sent again, or it fails anew
+            file.failure = (
+                None  # this is the retry that may clear it: the bytes are all sent again, or it fails anew
+            )
         try:
             return self._remote.run(lambda session: self._flush_on(session, file, target, commit))
         except StatusError as status:
@@ -226,7 +231,7 @@ class WriteBack:
             raise self._explain(file, status) from None
         finally:
             with file.lock:
-                self._account(file)
+                self.account(file)
 
     def _flush_on(self, session: Session, file: FileCache, target: Extents, commit: bool) -> Attrs:
         with_fsync = commit and FSYNC in session.extensions
@@ -265,8 +270,12 @@ class WriteBack:
             now = self._clock()
             for file in self.files():
                 with file.lock:
-                    due = bool(file.dirty) and now - file.touched_s > AGE_S and file.requests_in_flight < REQUESTS_MAX
-                    self._account(file)
+                    due = (
+                        bool(file.dirty)
+                        and now - file.touched_s > AGE_S
+                        and file.requests_in_flight < REQUESTS_MAX
+                    )
+                    self.account(file)
                 if due:
                     self._send_on(file, whole_blocks=False)
 
@@ -298,7 +307,7 @@ class _Commit:
                 self._file.lost()
                 if isinstance(self._error, StatusError):
                     self._file.refused(self._error)
-            self._owner._account(self._file)
+            self._owner.account(self._file)
         self._ended.set()
 
     def wait(self) -> None:

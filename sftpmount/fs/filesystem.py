@@ -57,7 +57,9 @@ class Handle:
 
     __slots__ = ("file", "node", "owed", "pattern", "remote", "trusted", "writable")
 
-    def __init__(self, node: Node, file: FileCache, remote: RemoteFile, writable: bool, pattern: Pattern) -> None:
+    def __init__(
+        self, node: Node, file: FileCache, remote: RemoteFile, writable: bool, pattern: Pattern
+    ) -> None:
         self.node = node
         self.file = file
         self.remote = remote
@@ -94,7 +96,10 @@ class Filesystem:
         self._entries_max = entries_max
         self._read_ahead_bytes_max = min(read_ahead_bytes_max, cache_bytes_max // 4)
         self._idmap_user = idmap_user
-        self._local = (os.getuid() if local_uid is None else local_uid, os.getgid() if local_gid is None else local_gid)
+        self._local = (
+            os.getuid() if local_uid is None else local_uid,
+            os.getgid() if local_gid is None else local_gid,
+        )
         self._far: Tuple[Optional[int], Optional[int]] = (None, None)
         self._clock = clock
         self._wall = wall
@@ -104,18 +109,27 @@ class Filesystem:
         self._file_ids = itertools.count(1)
         self._names: Optional[Namespace] = None
         self._hidden_changed = threading.Condition()
+        self._releasing = threading.Lock()  # guards _release_threads
+        self._release_threads: List[threading.Thread] = []
+        self.not_stored: List[str] = []  # "path: reason" of what nobody could be told about
         remote.on_lost = self._session_lost
 
     # -- life -----------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Find the remote directory; raises RemoteDirectoryError with a sentence."""
-        shown = os.fsdecode(self._root or b"~").encode("unicode_escape", "surrogateescape").decode("ascii", "replace")
+        shown = (
+            os.fsdecode(self._root or b"~")
+            .encode("unicode_escape", "surrogateescape")
+            .decode("ascii", "replace")
+        )
         try:
             self._root = self._remote.realpath(self._root or b".")
             attrs = self._remote.stat(self._root)
             if not stat.S_ISDIR(attrs.mode or stat.S_IFDIR):
-                raise RemoteDirectoryError(f"{shown} on the server is not a directory; name a directory to mount.")
+                raise RemoteDirectoryError(
+                    f"{shown} on the server is not a directory; name a directory to mount."
+                )
             if self._idmap_user:
                 home = self._remote.stat(b".")
                 self._far = (home.uid, home.gid)
@@ -127,7 +141,11 @@ class Filesystem:
         if attrs.mode is None:
             attrs = attrs._replace(mode=stat.S_IFDIR | 0o755)
         self._names = Namespace(
-            attrs, lifetime_s=self._lifetime_s, entries_max=self._entries_max, clock=self._clock, wall=self._wall
+            attrs,
+            lifetime_s=self._lifetime_s,
+            entries_max=self._entries_max,
+            clock=self._clock,
+            wall=self._wall,
         )
         if not self._remote.has(FSYNC):
             log.warning(
@@ -147,7 +165,13 @@ class Filesystem:
 
     def drain(self) -> List[str]:
         """Store everything still held. Returns "path: reason" for each file that could not be stored."""
-        lost = []
+        while True:
+            with self._releasing:
+                thread = self._release_threads[0] if self._release_threads else None
+            if thread is None:
+                break
+            thread.join()
+        lost = list(self.not_stored)
         for node in self._ns.open_nodes():
             if node.file is None or not node.file.unsafe:
                 continue
@@ -202,37 +226,46 @@ class Filesystem:
                 self._ns.told_absent(path, mark)
             raise
         node = self._ns.told(path, attrs, mark)
-        self._revalidate(node, attrs)
+        self._revalidate(node)
         return node
 
     def stat_of(self, node: Node) -> Stat:
         """The attributes to show: ours while they are right and the server's are not."""
         attrs = node.attrs
-        size = attrs.size or 0
+        size, mtime = attrs.size or 0, attrs.mtime or 0
         file: Optional[FileCache] = node.file
         if file is not None and file.authoritative:
             size = file.size
+            mtime = mtime if file.mtime is None else file.mtime
         uid, gid = attrs.uid or 0, attrs.gid or 0
         if self._idmap_user:
             uid = self._local[0] if uid == self._far[0] else uid
             gid = self._local[1] if gid == self._far[1] else gid
-        mtime = attrs.mtime or 0
         return Stat(
-            node.ino, node.mode, self._ns.link_count(node), uid, gid, size, mtime if attrs.atime is None else attrs.atime, mtime
+            node.ino,
+            node.mode,
+            self._ns.link_count(node),
+            uid,
+            gid,
+            size,
+            mtime if attrs.atime is None else attrs.atime,
+            mtime,
         )
 
     def readdir(self, path: bytes) -> List[Tuple[bytes, int, int]]:
-        """Every name of a directory as ``(name, ino, mode)``; mode 0 where the server did not tell the type."""
+        """Every name of a directory as ``(name, ino, mode)``; mode 0 where the server did not tell the type.
+
+        Always asks the server: programs look for each other's lock files this way, and a listing of some seconds ago would
+        hide one. What it brings is what answers for the single names until it is too old.
+        """
+        for _ in range(3):  # we changed something in it while the server was listing it: once more
+            mark = self._ns.mark()
+            entries = self._remote.listdir(self._far_path(path))
+            if self._ns.told_listing(path, entries, mark):
+                break
         listing = self._ns.listing(path)
         if listing is None:
-            for _ in range(3):  # we changed something in it while the server was listing it: once more
-                mark = self._ns.mark()
-                entries = self._remote.listdir(self._far_path(path))
-                if self._ns.told_listing(path, entries, mark):
-                    break
-            listing = self._ns.listing(path)
-            if listing is None:
-                return [(entry.name, UNKNOWN_INO, entry.attrs.mode or 0) for entry in entries]
+            return [(entry.name, UNKNOWN_INO, entry.attrs.mode or 0) for entry in entries]
         return [(name, node.ino, node.mode) for name, node in listing if not self._is_hidden(name, node)]
 
     @staticmethod
@@ -261,7 +294,9 @@ class Filesystem:
         try:
             return self._remote.statvfs(self._root)
         except FsError as error:
-            raise FsError(errno.ENOSYS if error.errno == errno.ENOTSUP else error.errno or errno.EIO) from None
+            raise FsError(
+                errno.ENOSYS if error.errno == errno.ENOTSUP else error.errno or errno.EIO
+            ) from None
 
     # -- changing the namespace ---------------------------------------------------------------------------------------
 
@@ -435,6 +470,7 @@ class Filesystem:
             with node.file.lock:
                 node.file.truncate(size)
                 node.file.validator = None
+                node.file.mtime = None
         self._ns.set_attrs(node, Attrs(size=size, mtime=int(self._wall())))
         if node.file is None or not node.file.writers:
             self._ns.distrust(node)  # the mtime is the server's to tell
@@ -489,9 +525,10 @@ class Filesystem:
             if node.file is None:
                 node.file = FileCache(next(self._file_ids), attrs.size or 0, self._clean)
             file: FileCache = node.file
-            trusted = self._revalidate(node, attrs)
+            trusted = self._revalidate(node)
             handle = Handle(node, file, remote, writable, Pattern(self._read_ahead_bytes_max))
-            handle.trusted = trusted
+            # The kernel caches each name of a hard link by itself: what was written through another is not in it.
+            handle.trusted = trusted and len(node.links) <= 1
             with file.lock:
                 file.handles.append(handle)
                 if writable:
@@ -499,9 +536,10 @@ class Filesystem:
         remote.verify = lambda now: self._verify_reopened(file, now)
         return handle
 
-    def _revalidate(self, node: Node, attrs: Attrs) -> bool:
-        """The server's attributes of a file we hold bytes of: are they still true? Drops them where they may not be."""
+    def _revalidate(self, node: Node) -> bool:
+        """The node's attributes are new: are the bytes we hold of it still true? Drops them where they may not be."""
         file: Optional[FileCache] = node.file
+        attrs = node.attrs  # not the reply's: the namespace has sorted out which is newer
         if file is None:
             return False
         with file.lock:
@@ -531,6 +569,7 @@ class Filesystem:
     def write(self, handle: Handle, data: bytes, offset: int) -> int:
         """Take ``data`` in; it is stored by close() or fsync() at the latest. Returns its length."""
         self.writeback.write(handle.file, handle, offset, data)
+        handle.file.mtime = int(self._wall())
         return len(data)
 
     def flush(self, handle: Handle) -> None:
@@ -568,41 +607,53 @@ class Filesystem:
             if attrs.size is not None and attrs.size != file.size:
                 log.warning("the server has %d bytes of a file that has %d here", attrs.size, file.size)
             file.validator = (attrs.size, attrs.mtime)
+            file.mtime = None
         self._ns.set_attrs(node, Attrs(size=attrs.size, mtime=attrs.mtime))
 
     def release(self, handle: Handle) -> None:
         """The last descriptor of this open is gone. Nobody waits for this, so it must be quick."""
-        node, file = handle.node, handle.file
-        if handle.writable and file.unsafe:
+        if handle.writable and handle.file.unsafe:
             # Written through a mapping after close(), or commit=fsync, or a failure: not on the kernel's time.
-            threading.Thread(target=self._release, args=(handle,), name="release", daemon=True).start()
+            thread = threading.Thread(target=self._release_last, args=(handle,), name="release", daemon=True)
+            with self._releasing:
+                self._release_threads.append(thread)
+            thread.start()
         else:
             self._release(handle)
-        if node.pins == 0:
-            with self._hidden_changed:
-                self._hidden_changed.notify_all()
+
+    def _release_last(self, handle: Handle) -> None:
+        node, file = handle.node, handle.file
+        try:
+            if len(file.writers) == 1:
+                self.writeback.flush(file, commit=True)
+        except FsError as error:
+            path = self._ns.path_of(node) or b"(removed)"
+            self.not_stored.append(f"{path.decode('utf-8', 'backslashreplace')}: {error.strerror}")
+            log.error("not stored: %r: %s", path, error.strerror)
+        finally:
+            self._release(handle)
+            with self._releasing:
+                self._release_threads.remove(threading.current_thread())
 
     def _release(self, handle: Handle) -> None:
         node, file = handle.node, handle.file
-        if handle.writable:
-            if file.unsafe and len(file.writers) == 1:
-                try:
-                    self.writeback.flush(file, commit=True)
-                except FsError as error:
-                    path = self._ns.path_of(node) or b"(removed)"
-                    log.error("not stored: %r: %s", path, error.strerror)
-            with file.lock:
-                if file.failure is not None and len(file.writers) == 1:
-                    file.discard()
-                    self._ns.distrust(node)
-                file.writers.remove(handle.remote)
         with file.lock:
+            if handle.writable:
+                file.writers.remove(handle.remote)
+                if not file.writers and (file.unsafe or file.failure is not None):
+                    file.discard()  # whoever wrote it was told
             file.handles.remove(handle)
+        if handle.writable and file.validator is None:
+            self._ns.distrust(node)
+        self.writeback.account(file)
         try:
             self._remote.close_file(handle.remote, wait=False)
         except FsError as error:
             log.warning("closing a file: %s", error.strerror)
         self._ns.unpin(node)
+        if node.pins == 0:
+            with self._hidden_changed:
+                self._hidden_changed.notify_all()
 
     def fsyncdir(self, path: bytes) -> None:
         """What is pending below a directory is stored; SFTP has no fsync of the directory itself."""
@@ -616,8 +667,9 @@ class Filesystem:
 def _pflags(flags: int) -> int:
     """open(2) flags as SFTP pflags. O_APPEND stays here: the kernel gives the offset, and a resend must be repeatable."""
     access = flags & os.O_ACCMODE
-    pflags = {os.O_RDONLY: wire.FXF_READ, os.O_WRONLY: wire.FXF_WRITE}.get(access, wire.FXF_READ | wire.FXF_WRITE)
+    pflags = {os.O_RDONLY: wire.FXF_READ, os.O_WRONLY: wire.FXF_WRITE}.get(
+        access, wire.FXF_READ | wire.FXF_WRITE
+    )
     if flags & os.O_TRUNC:
         pflags |= wire.FXF_TRUNC
     return pflags
-

@@ -47,9 +47,13 @@ def check_available() -> None:
             f"libfuse 2 is missing ({_IMPORT_ERROR}); on Debian and Ubuntu: apt install libfuse2 fuse3"
         )
     if not os.path.exists("/dev/fuse"):
-        raise FuseUnavailable("/dev/fuse is missing; load the kernel module (modprobe fuse) or allow it in the container.")
+        raise FuseUnavailable(
+            "/dev/fuse is missing; load the kernel module (modprobe fuse) or allow it in the container."
+        )
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        raise FuseUnavailable("/dev/fuse may not be opened by this user; it is mode 0666 where udev sets it up.")
+        raise FuseUnavailable(
+            "/dev/fuse may not be opened by this user; it is mode 0666 where udev sets it up."
+        )
     if os.geteuid() != 0 and shutil.which("fusermount") is None:
         raise FuseUnavailable("fusermount is missing; on Debian and Ubuntu: apt install fuse3")
 
@@ -81,7 +85,11 @@ class _Adapter(_Base):  # type: ignore[misc]
     """One mount. The constructor blocks until it is unmounted."""
 
     def __init__(
-        self, filesystem: Filesystem, mountpoint: str, options: Dict[str, Union[str, bool]], on_ready: Callable[[], None]
+        self,
+        filesystem: Filesystem,
+        mountpoint: str,
+        options: Dict[str, Union[str, bool]],
+        on_ready: Callable[[], None],
     ) -> None:
         self._fs = filesystem
         self._on_ready = on_ready
@@ -89,7 +97,9 @@ class _Adapter(_Base):  # type: ignore[misc]
         self._numbers = itertools.count(1)
         # What the kernel was last told: node id -> (size, when). Entries older than the attribute timeout mean nothing.
         self._told: Dict[int, Tuple[int, float]] = {}
-        encoded = {name: _latin1(value) if isinstance(value, str) else value for name, value in options.items()}
+        encoded = {
+            name: _latin1(value) if isinstance(value, str) else value for name, value in options.items()
+        }
         super().__init__(_Operations(), _latin1(mountpoint), raw_fi=True, encoding="latin-1", **encoded)
 
     @staticmethod
@@ -249,7 +259,11 @@ class _Adapter(_Base):  # type: ignore[misc]
 
     def open(self, path: bytes, fip: Any) -> int:
         fi = fip.contents
-        handle = self._fs.open(path, fi.flags)
+        try:
+            handle = self._fs.open(path, fi.flags)
+        except FsError as error:
+            # The kernel looked the name up a moment ago: ESTALE makes it look again, so that O_CREAT still creates.
+            raise FsError(errno.ESTALE) if error.errno == errno.ENOENT else error from None
         self._wait_out_old_size(handle)
         fi.keep_cache = 1 if handle.trusted else 0
         fi.fh = self._new_handle(handle)

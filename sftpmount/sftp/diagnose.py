@@ -98,6 +98,8 @@ def _statvfs(session: Session, path: bytes) -> Optional[wire.StatVfs]:
     if name not in session.extensions:
         return None
     try:
-        return session.meta.request(wire.EXTENDED, wire.extended_body(name, wire.string(path))).wait().statvfs()
+        return (
+            session.meta.request(wire.EXTENDED, wire.extended_body(name, wire.string(path))).wait().statvfs()
+        )
     except StatusError:
         return None

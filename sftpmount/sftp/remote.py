@@ -114,6 +114,10 @@ class Remote:
         """True while there is a session."""
         return self._session is not None
 
+    def session_now(self) -> Optional[Session]:
+        """The session, without waiting for one."""
+        return self._session
+
     def session(self) -> Session:
         """The session of now, waiting for one as operations do; raises FsError (ETIMEDOUT)."""
         return self._current(None)
@@ -304,7 +308,9 @@ class Remote:
                     if wire.is_plain_name(entry.name):
                         entries[entry.name] = entry
                     elif entry.name not in (b".", b".."):
-                        log.warning("a name in %r is left out, no local name can be %r", path, entry.name[:300])
+                        log.warning(
+                            "a name in %r is left out, no local name can be %r", path, entry.name[:300]
+                        )
                 if len(entries) > entries_max:
                     raise FsError(errno.EFBIG, "the listing does not end")
         finally:
@@ -333,11 +339,15 @@ class Remote:
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory."""
-        self._meta("rmdir", wire.RMDIR, wire.string(path), Pending.expect_ok, (path,), self._recheck_gone(path))
+        self._meta(
+            "rmdir", wire.RMDIR, wire.string(path), Pending.expect_ok, (path,), self._recheck_gone(path)
+        )
 
     def unlink(self, path: bytes) -> None:
         """Remove a name that is no directory."""
-        self._meta("unlink", wire.REMOVE, wire.string(path), Pending.expect_ok, (path,), self._recheck_gone(path))
+        self._meta(
+            "unlink", wire.REMOVE, wire.string(path), Pending.expect_ok, (path,), self._recheck_gone(path)
+        )
 
     @staticmethod
     def _recheck_gone(path: bytes) -> Callable[[Session], None]:
@@ -488,7 +498,12 @@ class Remote:
             return lane, handle
 
     def read_soon(
-        self, file: RemoteFile, session: Session, offset: int, length: int, callback: Callable[[Pending], None]
+        self,
+        file: RemoteFile,
+        session: Session,
+        offset: int,
+        length: int,
+        callback: Callable[[Pending], None],
     ) -> None:
         """Send one READ on ``session``; ``callback(pending)`` comes in the transport's thread. Raises ConnectionLost."""
         lane, handle = self.attach(file, session)
@@ -575,7 +590,9 @@ class Remote:
         if session is None or lane is None or session.lost is not None:
             return  # the server closed it with the connection
         try:
-            pending = lane.request(wire.CLOSE, wire.string(handle), callback=None if wait else _log_close_error)
+            pending = lane.request(
+                wire.CLOSE, wire.string(handle), callback=None if wait else _log_close_error
+            )
             if wait:
                 pending.wait().expect_ok()
         except StatusError as status:

@@ -86,7 +86,7 @@ class Pending:
             except Exception:
                 log.exception("a reply's callback failed")
 
-    def wait(self) -> "Pending":
+    def wait(self) -> Pending:
         """Wait for the reply (the session's liveness bounds the wait); raises ConnectionLost where there will be none."""
         with self._lock:
             pass
@@ -101,7 +101,9 @@ class Pending:
         if self.error is not None:
             raise self.error
         if self.kind != wire.STATUS:
-            raise ProtocolViolation(f"the server answered with packet type {self.kind} where it owes a status")
+            raise ProtocolViolation(
+                f"the server answered with packet type {self.kind} where it owes a status"
+            )
         status = self._status()
         if status is not None:
             raise status
@@ -159,7 +161,9 @@ class Pending:
 class Lane:
     """One channel that speaks SFTP. ``request`` may be called from any thread but the transport's."""
 
-    def __init__(self, name: str, on_closed: Callable[["Lane", ConnectionLost], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, name: str, on_closed: Callable[[Lane, ConnectionLost], None], clock: Callable[[], float]
+    ) -> None:
         self.name = name
         self.extensions: Dict[bytes, bytes] = {}
         self._clock = clock
@@ -179,7 +183,9 @@ class Lane:
         self._channel.send(wire.init())
         reply = self._version.wait()
         if reply.kind != wire.VERSION:
-            raise RemoteDirectoryError("The server's sftp subsystem does not answer as SFTP; ask its operator.")
+            raise RemoteDirectoryError(
+                "The server's sftp subsystem does not answer as SFTP; ask its operator."
+            )
         try:
             self.extensions = wire.parse_extensions(reply.body)
         except wire.WireError as error:
@@ -229,7 +235,11 @@ class Lane:
 
     def _on_closed(self, error: Exception) -> None:
         if self._lost is None:
-            self._lost = error if isinstance(error, ConnectionLost) else ConnectionLost(str(error) or "connection lost")
+            self._lost = (
+                error
+                if isinstance(error, ConnectionLost)
+                else ConnectionLost(str(error) or "connection lost")
+            )
             self._closed(self, self._lost)
         lost = self._lost
         if not self._version_known:
@@ -254,7 +264,7 @@ class Session:
         alive_interval_s: float,
         alive_count_max: int,
         request_deadline_s: float,
-        on_lost: Callable[["Session"], None],
+        on_lost: Callable[[Session], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.connection = connection
@@ -312,7 +322,10 @@ class Session:
         packet, read, write, handles = reply.limits()
         # A limit of 0 is "none"; one above OpenSSH's own brings nothing but larger bursts.
         return wire.Limits(
-            packet, min(read or DATA_BYTES_MAX, DATA_BYTES_MAX), min(write or DATA_BYTES_MAX, DATA_BYTES_MAX), handles
+            packet,
+            min(read or DATA_BYTES_MAX, DATA_BYTES_MAX),
+            min(write or DATA_BYTES_MAX, DATA_BYTES_MAX),
+            handles,
         )
 
     def _open_more(self, lanes: int) -> None:
@@ -342,7 +355,9 @@ class Session:
         while not self._ended.wait(tick_s):
             now = self._clock()
             quiet_s = now - self.connection.last_heard_s()
-            stuck, lane_name = max(((lane.waiting_s(), lane.name) for lane in list(self._lanes)), default=(0.0, ""))
+            stuck, lane_name = max(
+                ((lane.waiting_s(), lane.name) for lane in list(self._lanes)), default=(0.0, "")
+            )
             if self._alive_interval_s and quiet_s >= self._alive_interval_s * self._alive_count_max:
                 self.abort(ConnectionLost(f"nothing heard from the server for {quiet_s:.0f} s"))
             elif stuck > self._request_deadline_s:
@@ -353,4 +368,3 @@ class Session:
                     self.connection.heartbeat()
                 except ConnectionLost as error:
                     self.abort(error)
-

@@ -1,0 +1,251 @@
+"""The command ``sftpmount``: the only place that wires the parts together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Union
+
+from . import __version__, daemon, logs, mountpoint, options
+from .errors import ConnectionLost, MountpointError, RemoteDirectoryError, SftpMountError, Unreachable
+from .logs import printable
+from .options import MountOptions
+from .prompt import Prompt
+
+if TYPE_CHECKING:
+    from .fs.filesystem import Filesystem
+
+log = logging.getLogger(__name__)
+
+# Python's default of 5 ms lets the thread that computes hold up the one that answers the kernel: at 0.5 ms a sequential
+# write is a third faster.
+SWITCH_INTERVAL_S = 0.0005
+
+_NO_FSYNC = "this server has no fsync@openssh.com: what it has received may be lost if it crashes."
+
+_HELP_BEGINS = r"""usage: sftpmount [user@]host:[dir] mountpoint [options]
+       sftpmount sftp://[user@]host[:port][/dir] mountpoint [options]
+  -o NAME[=VALUE],...  the options below; a comma within a value is written \,
+  -p PORT, -F FILE     Port=PORT, ssh_config=FILE
+  -f, -d               stay in the foreground; and log everything to stderr
+  -h, -V               this text; the version
+"""
+_HELP_ENDS = """Other options of sshfs, ssh_config and mount(8) are taken where they make sense.
+Exit status: 0 mounted, 1 unexpected, or data could not be stored, 2 usage,
+  3 mountpoint, 4 FUSE, 5 unreachable, 6 host key, 7 algorithms, 8 login,
+  9 remote directory, 130 interrupted. To unmount: fusermount3 -u mountpoint
+"""
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command with ``argv`` (default: the process's); returns the exit status, having said why on stderr."""
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except SftpMountError as error:
+        print(f"sftpmount: {printable(str(error))}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("sftpmount: interrupted.", file=sys.stderr)
+        return daemon.INTERRUPTED
+
+
+def help_text() -> str:
+    """What --help prints: at most 80 columns, and no more lines than a screen has."""
+    lines = []
+    for title, group in options.GROUPS:
+        lines.append(f"{title}:")
+        for option in group:
+            name = f"{option.name}={option.value}" if option.value else option.name
+            lines.append(f"  {name:<30} {option.help}")
+    return _HELP_BEGINS + "\n".join(lines) + "\n" + _HELP_ENDS
+
+
+def _run(argv: Sequence[str]) -> int:
+    line = options.split(argv)
+    if line.help or line.version:
+        print(help_text() if line.help else f"sftpmount {__version__}", end="" if line.help else "\n")
+        return 0
+    wanted = _independent_of_cwd(options.understand(line))
+    hidden = mountpoint.check(wanted.mountpoint, nonempty=wanted.nonempty)
+    from .fs import fuse  # late: --help needs neither libfuse nor paramiko
+
+    fuse.check_available()
+    if wanted.foreground:
+        return _mount(wanted, lambda: None)
+
+    def check_usable() -> None:
+        # FUSE has a device number of its own: while the old one is seen, what is written goes into the bare directory.
+        if os.stat(wanted.mountpoint).st_dev == hidden:
+            raise MountpointError(f"{wanted.mountpoint} does not show the mount: look who else mounts there.")
+
+    try:
+        daemon.in_background(lambda ready: _mount(wanted, ready), check_usable)
+    except BaseException:
+        if mountpoint.is_stale(wanted.mountpoint):
+            mountpoint.unmount(wanted.mountpoint, None)
+        raise
+    return 0
+
+
+def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
+    """Connect, mount, serve until unmounted, store what is held; returns the exit status. ``ready`` is called in between."""
+    daemon.interrupt_on_stop_signals()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold keys and passwords
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    prompt = Prompt(os.environ, batch_mode=wanted.ssh.batch_mode)
+    terminal = (
+        os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace") if wanted.foreground else None
+    )
+    for notice in logs.configure(wanted.log_level, log_file=wanted.log_file, stream=terminal):
+        prompt.notice(notice)
+    lost = _connect_and_serve(wanted, prompt, ready)
+    for each in lost:
+        log.error("not stored: %s", each)
+    return 1 if lost else 0
+
+
+def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[], None]) -> List[str]:
+    """Wire the parts and run them; returns what could not be stored ("path: reason")."""
+    from .fs.filesystem import Filesystem
+    from .sftp.remote import Remote
+    from .ssh.connect import Dialer
+    from .ssh.transport import ChannelRefused
+
+    remote = Remote(
+        Dialer(wanted.ssh, prompt),
+        retry_timeout_s=wanted.retry_timeout_s,
+        alive_interval_s=wanted.server_alive_interval_s,
+        alive_count_max=wanted.server_alive_count_max,
+        lanes=wanted.lanes,
+    )
+    filesystem = Filesystem(
+        remote,
+        wanted.directory,
+        commit=wanted.commit,
+        dir_cache_timeout_s=wanted.dir_cache_timeout_s,
+        entries_max=wanted.entries_max,
+        cache_bytes_max=wanted.cache_bytes_max,
+        dirty_bytes_max=wanted.dirty_bytes_max,
+        read_ahead_bytes_max=wanted.read_ahead_bytes_max,
+        idmap_user=wanted.idmap == "user",
+    )
+    try:
+        remote.start()
+        filesystem.start()
+        if (
+            not wanted.foreground and not filesystem.describe()["fsync"]
+        ):  # the log, which says so too, is elsewhere
+            prompt.notice(_NO_FSYNC)
+        return _serve(filesystem, wanted, ready)
+    except ChannelRefused as error:
+        host = wanted.ssh.host
+        raise RemoteDirectoryError(
+            f"{host} offers no SFTP ({error}): enable the sftp subsystem there."
+        ) from None
+    except ConnectionLost as error:
+        raise Unreachable(f"{wanted.ssh.host} ended the connection ({error}): its log may say why.") from None
+    finally:
+        filesystem.close()
+        remote.close()
+
+
+def _serve(filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], None]) -> List[str]:
+    """Mount ``filesystem`` until it is unmounted or a signal comes; returns what could not be stored."""
+    from .fs import fuse
+
+    mount_id: Optional[int] = None
+    noise = None if wanted.debug else daemon.Noise()
+
+    def mounted() -> None:
+        nonlocal mount_id
+        present = mountpoint.mounted_at(wanted.mountpoint)
+        mount_id = present.mount_id if present else None
+        if noise:
+            noise.end()
+        log.info("%s is mounted on %s", wanted.fsname, wanted.mountpoint)
+        ready()
+
+    def unstored() -> List[str]:
+        held = [
+            file.writers[0].path if file.writers else b"a closed file"
+            for file in filesystem.writeback.files()
+        ]
+        return [os.fsdecode(path) + ": interrupted" for path in held]
+
+    try:
+        return daemon.supervise(
+            lambda on_ready: fuse.serve(
+                filesystem, wanted.mountpoint, fuse_options=_fuse_options(wanted), on_ready=on_ready
+            ),
+            ready=mounted,
+            unmount=lambda: mountpoint.unmount(wanted.mountpoint, mount_id),
+            store=filesystem.drain,
+            unstored=unstored,
+        )
+    except MountpointError as error:
+        said = noise.end() if noise else ""
+        raise MountpointError(f"{error} ({said})" if said else str(error)) from None
+    except daemon.Abandoned as error:
+        for each in error.unstored:
+            log.error("not stored: %s", each)
+        logging.shutdown()
+        os._exit(1)  # at once: an orderly exit would wait for the threads that wait for the server
+
+
+def _fuse_options(wanted: MountOptions) -> Dict[str, Union[str, bool]]:
+    """libfuse's own, values escaped as it reads them."""
+    given: Dict[str, Union[str, bool, None]] = {
+        **{name: value or True for name, value in wanted.fuse_options},
+        "fsname": wanted.fsname,
+        "subtype": wanted.subtype,
+        "uid": None if wanted.uid is None else str(wanted.uid),
+        "gid": None if wanted.gid is None else str(wanted.gid),
+        "umask": None if wanted.umask is None else f"{wanted.umask:o}",
+        "allow_other": wanted.allow_other,
+        "allow_root": wanted.allow_root,
+        "default_permissions": wanted.default_permissions,
+        "ro": wanted.ro,
+        "nonempty": True,  # mountpoint.check has looked
+        "debug": wanted.debug,
+    }
+    return {
+        name: value if value is True else value.replace("\\", "\\\\").replace(",", "\\,")
+        for name, value in given.items()
+        if value is not None and value is not False
+    }
+
+
+# Keywords of ssh_config whose values name files.
+_FILE_KEYWORDS = ("certificatefile", "globalknownhostsfile", "identityagent", "revokedhostkeys")
+
+
+def _independent_of_cwd(wanted: MountOptions) -> MountOptions:
+    """The same with absolute paths, since the mount's process leaves the working directory."""
+    ssh = wanted.ssh
+    return replace(
+        wanted,
+        mountpoint=os.path.realpath(wanted.mountpoint),
+        log_file=wanted.log_file and os.path.abspath(wanted.log_file),
+        ssh=replace(
+            ssh,
+            config_file=ssh.config_file and _absolute(ssh.config_file),
+            identity_files=tuple(map(_absolute, ssh.identity_files)),
+            known_hosts_files=tuple(map(_absolute, ssh.known_hosts_files)),
+            ssh_options=tuple(
+                (keyword, _absolute(value) if keyword in _FILE_KEYWORDS else value)
+                for keyword, value in ssh.ssh_options
+            ),
+        ),
+    )
+
+
+def _absolute(path: str) -> str:
+    """``path`` made absolute, unless it is "none", begins with a token of ssh_config or names an environment variable."""
+    return (
+        path
+        if path.startswith(("~", "%", "$")) or path in ("none", "SSH_AUTH_SOCK")
+        else os.path.abspath(path)
+    )

@@ -1,0 +1,242 @@
+"""The mount's process: into the background when it is usable, and orderly to its end.
+
+``in_background`` forks before any thread exists. The child keeps the terminal while it connects, so that it can ask for a
+password, and leaves it when the mount is usable; only then does the parent end, with 0. Whatever goes wrong before is
+told by the parent, in the child's words and with its exit status.
+
+``supervise`` runs the file system in a thread and keeps the main thread for signals, since Python delivers them only there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Callable, Dict, List, NoReturn, Optional, Tuple
+
+from .errors import SftpMountError
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # the shell's 128 + SIGINT
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_READY = b"\0"
+
+
+class ChildFailed(SftpMountError):
+    """The background process ended, or was ended, before the mount was usable; the text and status are its own."""
+
+    def __init__(self, text: str, exit_status: int) -> None:
+        super().__init__(text)
+        self.exit_status = exit_status
+
+
+class Abandoned(Exception):
+    """A second signal ended the wait; ``unstored`` names what is lost ("path: reason")."""
+
+    def __init__(self, unstored: List[str]) -> None:
+        super().__init__("interrupted while storing")
+        self.unstored = unstored
+
+
+# -- into the background -------------------------------------------------------------------------------------------------
+
+
+def in_background(work: Callable[[Callable[[], None]], int], check_usable: Callable[[], None]) -> None:
+    """Run ``work(ready)`` in a child, and return once it has called ``ready`` and ``check_usable()`` does not raise.
+
+    ``work`` returns an exit status. Raises ChildFailed, or what check_usable raised; the child has then ended.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _run_child(writer, work)
+    os.close(writer)
+    interrupted = []
+
+    def pass_on(number: int, frame: Optional[FrameType]) -> None:
+        interrupted.append(number)
+        os.kill(child, signal.SIGTERM)
+
+    previous = _handle(pass_on)
+    try:
+        told = _read_all(reader)
+        if told != _READY:
+            raise _failure(told, os.waitpid(child, 0)[1], bool(interrupted))
+        try:
+            check_usable()
+        except BaseException:
+            os.kill(child, signal.SIGTERM)
+            os.waitpid(child, 0)
+            raise
+    finally:
+        _restore(previous)
+
+
+def _run_child(channel: int, work: Callable[[Callable[[], None]], int]) -> NoReturn:
+    is_ready = False
+
+    def ready() -> None:
+        nonlocal is_ready
+        os.setsid()
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        os.close(null)
+        os.write(channel, _READY)
+        os.close(channel)
+        is_ready = True
+
+    status, sentence = 1, ""
+    try:
+        status, sentence = (
+            work(ready),
+            "interrupted.",
+        )  # for whoever waits still: a signal came before the mount did
+        status = status if is_ready or status else INTERRUPTED
+    except SftpMountError as error:
+        status, sentence = error.exit_status, str(error)
+        if is_ready:
+            log.error("%s", sentence)
+    except KeyboardInterrupt:
+        status, sentence = INTERRUPTED, "interrupted."
+    except BaseException as error:
+        log.error("unexpected error", exc_info=True)
+        sentence = f"unexpected {type(error).__name__}: {error}"
+    finally:
+        if not is_ready:
+            os.write(channel, f"{status} {sentence}".encode("utf-8", "surrogateescape"))
+        sys.stderr.flush()
+        logging.shutdown()
+        os._exit(status)
+
+
+def _read_all(descriptor: int) -> bytes:
+    parts: List[bytes] = []
+    while True:
+        part = os.read(descriptor, 65536)
+        if not part:
+            os.close(descriptor)
+            return b"".join(parts)
+        parts.append(part)
+
+
+def _failure(told: bytes, wait_status: int, was_interrupted: bool) -> ChildFailed:
+    if was_interrupted:
+        return ChildFailed("interrupted.", INTERRUPTED)
+    status, _, sentence = told.decode("utf-8", "surrogateescape").partition(" ")
+    if sentence:
+        return ChildFailed(sentence, int(status))
+    how = f"signal {os.WTERMSIG(wait_status)}" if os.WIFSIGNALED(wait_status) else "without a word"
+    return ChildFailed(f"the mount's process ended early ({how}): run sftpmount with -d to see why.", 1)
+
+
+# -- to the end ----------------------------------------------------------------------------------------------------------
+
+
+def supervise(
+    serve: Callable[[Callable[[], None]], None],
+    *,
+    ready: Callable[[], None],
+    unmount: Callable[[], bool],
+    store: Callable[[], List[str]],
+    unstored: Callable[[], List[str]],
+) -> List[str]:
+    """Run ``serve(on_ready)`` in a thread until it ends, then ``store()``; return what that could not store.
+
+    ready     called here, in the main thread, once ``serve`` has called its on_ready
+    unmount   called for the first signal; True where programs still use the mount, which then ends with the last of them
+    store     stores all that is held; may take long; also called when ``unmount`` returned True
+    unstored  what is held just now, at once: what Abandoned names when a second signal comes
+
+    Raises Abandoned, and what ``serve`` raised.
+    """
+    events: queue.SimpleQueue[Tuple[str, object]] = (
+        queue.SimpleQueue()
+    )  # put() may be interrupted by a put() of a signal
+
+    def work() -> None:
+        try:
+            try:
+                serve(lambda: events.put(("ready", None)))
+            finally:
+                lost = store()
+            events.put(("ended", lost))
+        except BaseException as error:
+            events.put(("failed", error))
+
+    previous = _handle(lambda number, frame: events.put(("signal", number)))
+    try:
+        threading.Thread(target=work, name="serve", daemon=True).start()
+        is_ready, signals = False, 0
+        while True:
+            event, value = events.get()
+            if event == "ended":
+                assert isinstance(value, list)
+                return value
+            if event == "failed":
+                assert isinstance(value, BaseException)
+                raise value
+            if event == "ready":
+                is_ready = True
+                if not signals:
+                    ready()
+            else:
+                signals += 1
+                log.info("signal %s: unmounting", value)
+            if signals > 1:
+                raise Abandoned(unstored())
+            if is_ready and signals == 1 and unmount():
+                threading.Thread(target=store, name="store", daemon=True).start()
+    finally:
+        _restore(previous)
+
+
+class Noise:
+    """Keeps from the terminal what libfuse and fusermount write to descriptor 2, until ``end()``."""
+
+    def __init__(self) -> None:
+        self._terminal: Optional[int] = os.dup(2)
+        self._kept = os.memfd_create("stderr")
+        os.dup2(self._kept, 2)
+
+    def end(self) -> str:
+        """Give descriptor 2 back; returns what was kept as one line, "" the second time."""
+        if self._terminal is None:
+            return ""
+        os.dup2(self._terminal, 2)
+        os.close(self._terminal)
+        self._terminal = None
+        text = os.pread(self._kept, 4096, 0).decode("utf-8", "replace")
+        os.close(self._kept)
+        return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+# -- signals -------------------------------------------------------------------------------------------------------------
+
+
+def interrupt_on_stop_signals() -> None:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt as SIGINT does, so that a prompt gives the terminal its echo back."""
+    _handle(signal.default_int_handler)
+
+
+_Handler = Callable[[int, Optional[FrameType]], object]
+
+
+def _handle(handler: _Handler) -> Dict[signal.Signals, object]:
+    """Set the handler of the stop signals, but of none that is ignored (nohup); returns the previous ones."""
+    wanted = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in wanted}
+
+
+def _restore(previous: Dict[signal.Signals, object]) -> None:
+    for number, handler in previous.items():
+        signal.signal(number, handler)  # type: ignore[arg-type]

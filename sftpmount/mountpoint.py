@@ -1,0 +1,137 @@
+"""The local directory: what must be true of it before a mount, and how a mount is taken away again."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import stat
+import subprocess
+from typing import NamedTuple, Optional
+
+from .errors import MountpointError
+from .logs import printable
+
+log = logging.getLogger(__name__)
+
+UNMOUNT_TIMEOUT_S = 10.0
+
+
+class Mounted(NamedTuple):
+    """The topmost mount on a directory; ``mount_id`` is the kernel's, unique while the mount exists."""
+
+    mount_id: int
+    kind: str  # "ext4", "fuse.sftpmount"
+    source: str
+
+
+def mounted_at(path: str, table: str = "/proc/self/mountinfo") -> Optional[Mounted]:
+    """What is mounted on ``path`` (absolute, without symlinks), or None. Touches only the table, so it never hangs."""
+    found = None
+    with open(table, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            # proc(5): id parent major:minor root mountpoint options... - type source options
+            before, _, after = line.rstrip("\n").partition(" - ")
+            fields, (kind, source) = before.split(" "), after.split(" ")[:2]
+            if _unescaped(fields[4]) == path:
+                found = Mounted(int(fields[0]), kind, _unescaped(source))
+    return found
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)
+
+
+def check(path: str, *, nonempty: bool) -> int:
+    """The st_dev of the directory that a mount on ``path`` will hide, or MountpointError with what is wrong with it."""
+    shown = printable(path)
+    try:
+        status = os.stat(path)
+        present = mounted_at(path)
+        automount = present is not None and present.kind == "autofs"
+        if not stat.S_ISDIR(status.st_mode):
+            raise MountpointError(f"{shown} is not a directory: name a directory to mount on.")
+        if present and not automount and (not nonempty or present.kind == "fuse.sftpmount"):
+            by = f"{printable(present.source)} ({printable(present.kind)})"
+            raise MountpointError(
+                f"{shown} is in use as the mountpoint of {by}: run fusermount3 -u {shown} first."
+            )
+        # To look into an automount point that waits for this very mount would wait for ever; it is empty anyway.
+        if not automount and not nonempty and os.listdir(path):
+            raise MountpointError(
+                f"{shown} is not empty, and may hold a backup made while nothing was mounted there: "
+                "move away what it holds, or write -o nonempty to hide it."
+            )
+        if not automount and not _may_mount_on(path, status):
+            raise MountpointError(
+                f"{shown} is not yours to mount on: name a directory that you own and may write to."
+            )
+    except OSError as error:
+        raise MountpointError(_explained(error, shown)) from None
+    return status.st_dev
+
+
+def _may_mount_on(path: str, status: os.stat_result) -> bool:
+    """What fusermount asks of an ordinary user's mountpoint."""
+    uid = os.geteuid()
+    return uid == 0 or (
+        os.access(path, os.W_OK) and (status.st_uid == uid or not status.st_mode & stat.S_ISVTX)
+    )
+
+
+def _explained(error: OSError, shown: str) -> str:
+    if error.errno == errno.ENOENT:
+        return f"{shown} does not exist: create it with mkdir {shown}."
+    if error.errno == errno.ENOTCONN:
+        return (
+            f"{shown} is left over from a mount whose process has ended: run fusermount3 -uz {shown} first."
+        )
+    if error.errno == errno.ENOTDIR:
+        return f"{shown} is not a directory: name a directory to mount on."
+    return f"{shown} cannot be used ({error.strerror}): name a directory that you own and may write to."
+
+
+def is_stale(path: str) -> bool:
+    """Whether ``path`` is a FUSE mount that has lost its process."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
+def unmount(path: str, mount_id: Optional[int]) -> bool:
+    """Take the mount ``mount_id`` (None: whichever is there) away from ``path``.
+
+    Returns True where programs still use it: it is then out of sight, and ends with the last of them. Does nothing where
+    another mount, or none, is there. A failure is logged.
+    """
+    present = mounted_at(path)
+    if present is None or (mount_id is not None and present.mount_id != mount_id) or _fusermount("-u", path):
+        return False
+    if _fusermount("-uz", path):
+        log.warning("%s is in use: the mount ends when the last program has closed its files", path)
+        return True
+    if mounted_at(path) == present:
+        log.error("%s could not be unmounted: run fusermount3 -uz %s", path, path)
+    return False
+
+
+def _fusermount(flag: str, path: str) -> bool:
+    program = shutil.which("fusermount3") or shutil.which("fusermount") or "fusermount3"
+    try:
+        run = subprocess.run(
+            [program, flag, "--", path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=UNMOUNT_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.error("%s %s: %s", program, flag, error)
+        return False
+    if run.returncode:
+        log.debug("%s %s: %s", program, flag, os.fsdecode(run.stderr.strip()))
+    return run.returncode == 0

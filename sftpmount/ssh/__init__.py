@@ -1,0 +1,1 @@
+"""A hardened byte channel to the server: policy, transport, host keys, connecting."""

@@ -1,0 +1,445 @@
+"""The SSH binary packet protocol (RFC 4253 section 6) over a socket: what paramiko's Transport uses in place of its Packetizer.
+
+It is written for bulk transfer from several threads, and for a transport thread that never waits for the network to take
+bytes (a peer that waits for us to read, while we wait for it to read, would be a deadlock):
+
+1. Packets are sealed in order under ``_seal_lock``, which is never held over a system call, and queued.
+2. Whoever holds ``_socket_lock`` empties the queue into the socket. A thread that must not wait leaves the rest to the
+   holder, or to the reading thread, which then polls for writability too.
+3. Only the transport thread reads. It takes as much from the socket as there is, and hands channel data straight to the
+   channel's sink; everything else goes to paramiko as a Message.
+4. The descriptor is closed only by ``release``, when no thread can be inside a system call on it; ``close`` shuts it down.
+
+Locks: ``_seal_lock`` and ``_socket_lock`` are leaves, neither is taken with the other held.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections import deque
+from struct import Struct
+from time import monotonic
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
+
+from paramiko import Message, SSHException
+from paramiko.packet import NeedRekeyException
+
+from sftpmount.ssh.chacha20 import BadTag, Buffer
+from sftpmount.ssh.ciphers import Clear, make_cipher
+
+_PACKET_BYTES_MAX = 256 * 1024  # OpenSSH's PACKET_MAX_SIZE; no one sends more
+_RECEIVE_BUFFER_BYTES = 1024 * 1024
+_SCRATCH_BYTES = _PACKET_BYTES_MAX + 64
+_BANNER_LINE_BYTES_MAX = 8192
+_POLL_MS = 1000
+_QUEUED_PACKETS_MAX = 10_000  # more are answers to a server that asks and asks, and does not read
+_SEQUENCE_MASK = 0xFFFFFFFF
+_REKEY_PACKETS = 2**31  # RFC 4344 section 3.1: before the sequence number comes round
+
+_CHANNEL_DATA = 94
+_HEADER = Struct(">IB")  # packet length, padding length
+_DATA_HEADER = Struct(">IBBII")  # packet length, padding length, CHANNEL_DATA, recipient channel, data length
+_DATA_FIELDS = Struct(">BBII")  # the same without the packet length, as opened
+
+
+class Gather:
+    """Reads through several buffers as if they were one."""
+
+    def __init__(self, parts: Sequence[Buffer]) -> None:
+        self._parts: List[memoryview] = [memoryview(part).cast("B") for part in parts]
+        self.left = sum(map(len, self._parts))  # bytes not yet taken
+        self._index = 0
+        self._offset = 0
+
+    def fill(self, out: memoryview) -> None:
+        """Copy the next len(out) bytes."""
+        at, size = 0, len(out)
+        self.left -= size
+        while at < size:
+            part = self._parts[self._index]
+            count = min(size - at, len(part) - self._offset)
+            out[at : at + count] = part[self._offset : self._offset + count]
+            at += count
+            self._offset += count
+            if self._offset == len(part):
+                self._index += 1
+                self._offset = 0
+
+
+class PacketStream:
+    """Sealed packets over ``sock``, a connected stream socket. ``last_heard_s``: monotonic() of the last bytes received.
+
+    ``data_sinks``: our channel number -> what takes its data, in the transport thread; used while ``data_may_flow``.
+    ``rekey_bytes_max`` and ``rekey_interval_s`` bound what is sealed or opened with one set of keys.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._closed = False
+        self._released = False
+        self._seal_lock = threading.Lock()
+        self._socket_lock = threading.Lock()
+        self._queue: Deque[memoryview] = deque()
+        self._stalled = False  # the queue waits for the reading thread to find the socket writable
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._reader = select.poll()
+
+        self._outbound: Any = Clear()
+        self._sequence_out = 0
+        self._plain_out = memoryview(bytearray(_SCRATCH_BYTES))
+
+        self._inbound: Any = Clear()
+        self._sequence_in = 0
+        self._plain_in = memoryview(bytearray(_SCRATCH_BYTES))
+        self._buffer = memoryview(bytearray(_RECEIVE_BUFFER_BYTES))
+        self._start = self._end = 0  # what is received and not yet opened
+        self._length: Optional[int] = None  # of the packet at _start, once known
+        self.data_sinks: Dict[int, Callable[[bytes], None]] = {}
+        self.data_may_flow = False
+        self.last_heard_s = monotonic()
+
+        self.rekey_bytes_max: int = 2**30
+        self.rekey_interval_s = 3600.0
+        self.kex_deadline_s: Optional[float] = None  # set while keys are exchanged
+        self._rekey_due = False
+        self._rekey_at_s = self.last_heard_s + self.rekey_interval_s
+        self._bytes_out = self._packets_out = self._bytes_in = self._packets_in = 0
+        self._initial_kex_done = False  # set by paramiko
+
+    # --- what Transport configures -------------------------------------------------------------------------------
+
+    def set_outbound_cipher(
+        self,
+        block_engine: Any,
+        block_size: int,
+        mac_engine: Any,
+        mac_size: int,
+        mac_key: bytes,
+        sdctr: bool = False,
+        etm: bool = False,
+        aead: bool = False,
+        iv_out: Optional[bytes] = None,
+    ) -> None:
+        cipher = make_cipher(block_engine, block_size, mac_engine, mac_size, mac_key, etm, aead, iv_out)
+        with self._seal_lock:
+            self._outbound = cipher
+            self._bytes_out = self._packets_out = 0
+
+    def set_inbound_cipher(
+        self,
+        block_engine: Any,
+        block_size: int,
+        mac_engine: Any,
+        mac_size: int,
+        mac_key: bytes,
+        etm: bool = False,
+        aead: bool = False,
+        iv_in: Optional[bytes] = None,
+    ) -> None:
+        self._inbound = make_cipher(block_engine, block_size, mac_engine, mac_size, mac_key, etm, aead, iv_in)
+        self._bytes_in = self._packets_in = 0
+
+    def reset_seqno_out(self) -> None:
+        with self._seal_lock:
+            self._sequence_out = 0
+
+    def reset_seqno_in(self) -> None:
+        self._sequence_in = 0
+
+    def set_log(self, log: object) -> None:
+        """Nothing is logged here: packets are too many, and their content is not for logs."""
+
+    def start_handshake(self, timeout: float) -> None:
+        """Nothing: HardenedTransport.handshake has the deadline."""
+
+    def complete_handshake(self) -> None:
+        """Nothing, as above."""
+
+    # --- rekeying ------------------------------------------------------------------------------------------------
+
+    def need_rekey(self) -> bool:
+        """True when the keys have done their work and no exchange is going on."""
+        return self._rekey_due and self.kex_deadline_s is None
+
+    def request_rekey(self) -> None:
+        """Have the transport thread exchange keys now."""
+        self._rekey_due = True
+        self._wake()
+
+    def kex_started(self, deadline_s: float) -> None:
+        self.kex_deadline_s = deadline_s
+        self._rekey_due = False
+
+    def kex_finished(self) -> None:
+        self.kex_deadline_s = None
+        self._rekey_due = False
+        self._rekey_at_s = monotonic() + self.rekey_interval_s
+
+    # --- sending -------------------------------------------------------------------------------------------------
+
+    def seal(self, payload: bytes) -> None:
+        """Queue one packet; ``flush`` sends it."""
+        size = len(payload)
+        if size > _PACKET_BYTES_MAX - 64:
+            raise SSHException(f"a packet of {size} bytes is too large to send")
+        if len(self._queue) > _QUEUED_PACKETS_MAX:
+            raise SSHException("the server does not read what we send")
+        with self._seal_lock:
+            cipher = self._outbound
+            padding = _padding(cipher, 1 + size)
+            length = 1 + size + padding
+            out = memoryview(bytearray(4 + length + cipher.tag_size))
+            plain = self._plain_out[: 4 + length]
+            _HEADER.pack_into(plain, 0, length, padding)
+            plain[5 : 5 + size] = payload
+            plain[5 + size :] = os.urandom(padding)
+            self._seal_one(cipher, plain, out)
+            self._queue.append(out)
+        self._note_sent()
+
+    def seal_data(self, channel: int, source: Gather, size: int, packet_bytes_max: int) -> None:
+        """Queue the next ``size`` bytes of ``source`` as CHANNEL_DATA packets for the peer's ``channel``."""
+        with self._seal_lock:
+            cipher = self._outbound
+            overhead = 4 + cipher.tag_size
+            lengths = []
+            left = size
+            while left:
+                count = min(left, packet_bytes_max)
+                padding = _padding(cipher, 10 + count)
+                lengths.append((count, padding, 10 + count + padding))
+                left -= count
+            out = memoryview(bytearray(sum(length for _, _, length in lengths) + overhead * len(lengths)))
+            at = 0
+            for count, padding, length in lengths:
+                plain = self._plain_out[: 4 + length]
+                _DATA_HEADER.pack_into(plain, 0, length, padding, _CHANNEL_DATA, channel, count)
+                source.fill(plain[14 : 14 + count])
+                plain[14 + count :] = os.urandom(padding)
+                self._seal_one(cipher, plain, out[at : at + length + overhead])
+                at += length + overhead
+            self._queue.append(out)
+        self._note_sent()
+
+    def _seal_one(self, cipher: Any, plain: memoryview, out: memoryview) -> None:
+        cipher.seal(self._sequence_out, plain, out)
+        self._sequence_out = (self._sequence_out + 1) & _SEQUENCE_MASK
+        self._bytes_out += len(out)
+        self._packets_out += 1
+
+    def _note_sent(self) -> None:
+        worn = self._bytes_out >= self.rekey_bytes_max or self._packets_out >= _REKEY_PACKETS
+        if worn and not self._rekey_due and self.kex_deadline_s is None and self._initial_kex_done:
+            self.request_rekey()
+
+    def write_all(self, data: bytes) -> None:
+        """Send bytes as they are: our version line."""
+        self._queue.append(memoryview(data))
+        self.flush(block=True)
+
+    def flush(self, block: bool) -> None:
+        """Hand queued packets to the socket: all of them with ``block``, else what it takes now. Raises EOFError."""
+        while self._queue:  # again after the release: what another thread queued meanwhile is ours to send
+            if not self._socket_lock.acquire(blocking=block):
+                return
+            try:
+                if not self._drain(block):
+                    return
+            finally:
+                self._socket_lock.release()
+
+    def _drain(self, block: bool) -> bool:
+        queue = self._queue
+        while queue:
+            if self._closed:
+                raise EOFError("the connection is closed")
+            data = queue[0]
+            try:
+                sent = self._socket.send(data)
+            except (BlockingIOError, InterruptedError):
+                if not block:
+                    self._stalled = True
+                    self._wake()
+                    return False
+                self._wait_writable()
+                continue
+            except OSError as error:
+                self.close()
+                raise EOFError(str(error)) from error
+            if sent == len(data):
+                queue.popleft()
+            else:
+                queue[0] = data[sent:]
+        return True
+
+    def _wait_writable(self) -> None:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        poll.poll(_POLL_MS)
+
+    # --- receiving -----------------------------------------------------------------------------------------------
+
+    def read_message(self) -> Tuple[int, Message]:
+        """The next message that is not data of a channel with a sink. Transport thread only.
+
+        Raises EOFError, SSHException for what no honest peer sends, NeedRekeyException when keys should be exchanged first.
+        """
+        while True:
+            size = self._next_packet()
+            plain = self._plain_in
+            sequence = self._sequence_in
+            self._sequence_in = (sequence + 1) & _SEQUENCE_MASK
+            if self._sequence_in == 0 and not self._initial_kex_done:
+                raise SSHException("sequence number rolled over during the initial key exchange")
+            padding, kind, channel, count = _DATA_FIELDS.unpack_from(plain)
+            if padding < 4 or padding + 2 > size:
+                raise SSHException("packet with impossible padding")
+            if kind == _CHANNEL_DATA and self.data_may_flow:
+                sink = self.data_sinks.get(channel)
+                if sink is not None:
+                    if 10 + count + padding > size:
+                        raise SSHException("channel data longer than its packet")
+                    sink(bytes(plain[10 : 10 + count]))
+                    if self._rekey_due and self.kex_deadline_s is None:
+                        raise NeedRekeyException
+                    continue
+            message = Message(bytes(plain[2 : size - padding]))
+            message.seqno = sequence
+            return kind, message
+
+    def _next_packet(self) -> int:
+        """Open the next packet into ``_plain_in``; returns its length (padding length, payload and padding)."""
+        cipher = self._inbound
+        if self._length is None:
+            self._fill(cipher.head_size)
+            length = cipher.length(
+                self._sequence_in, self._buffer[self._start : self._start + cipher.head_size]
+            )
+            covered = length + 4 if cipher.pads_length_field else length
+            if length < 6 or length > _PACKET_BYTES_MAX or covered % cipher.block_size:
+                raise SSHException("corrupt packet length")
+            self._length = length
+        length = self._length
+        total = 4 + length + cipher.tag_size
+        self._fill(total)
+        start = self._start
+        try:
+            cipher.open(self._sequence_in, self._buffer[start : start + total], self._plain_in)
+        except BadTag:
+            raise SSHException("packet with a wrong MAC: corrupted or tampered with on the way") from None
+        self._start = start + total
+        self._length = None
+        self._bytes_in += total
+        self._packets_in += 1
+        if self.kex_deadline_s is not None:
+            if monotonic() > self.kex_deadline_s:
+                raise SSHException("the server does not finish the key exchange")
+        elif self._bytes_in >= self.rekey_bytes_max or self._packets_in >= _REKEY_PACKETS:
+            self._rekey_due = self._initial_kex_done
+        return length
+
+    def _fill(self, count: int) -> None:
+        """Return once ``count`` bytes are in the buffer. May be called again after NeedRekeyException."""
+        buffer = self._buffer
+        while self._end - self._start < count:
+            if self._start == self._end:
+                self._start = self._end = 0
+            elif len(buffer) - self._start < max(count, _PACKET_BYTES_MAX):
+                kept = self._end - self._start
+                buffer[:kept] = bytes(buffer[self._start : self._end])
+                self._start, self._end = 0, kept
+            try:
+                got = self._socket.recv_into(buffer[self._end :])
+            except (BlockingIOError, InterruptedError):
+                self._wait_readable()
+                continue
+            except OSError as error:
+                raise EOFError(str(error)) from error
+            if got == 0:
+                raise EOFError("the server closed the connection")
+            self._end += got
+            self.last_heard_s = monotonic()
+            if self._stalled:
+                self._stalled = False
+                self.flush(block=False)
+            if self.last_heard_s >= self._rekey_at_s:
+                self._rekey_due = self._initial_kex_done
+
+    def _wait_readable(self) -> None:
+        """Wait for bytes; meanwhile send what is stalled. Raises NeedRekeyException, EOFError once closed."""
+        events = select.POLLIN | (select.POLLOUT if self._stalled else 0)
+        self._reader.register(self._socket, events)
+        self._reader.register(self._wake_out, select.POLLIN)
+        ready = dict(self._reader.poll(_POLL_MS))
+        if ready.get(self._wake_out.fileno()):
+            self._wake_out.recv(4096)
+        if self._closed:
+            raise EOFError("the connection is closed")
+        if self._stalled and ready.get(self._socket.fileno(), 0) & select.POLLOUT:
+            self._stalled = False
+            self.flush(block=False)
+        now = monotonic()
+        if self.kex_deadline_s is not None:
+            if now > self.kex_deadline_s:
+                raise SSHException("the server does not finish the key exchange")
+        elif self._rekey_due or (now >= self._rekey_at_s and self._initial_kex_done):
+            self._rekey_due = True
+            raise NeedRekeyException
+
+    def readline(self, timeout: float) -> str:
+        """A line of the server's greeting. Raises EOFError, SSHException; the time is HardenedTransport.handshake's to keep."""
+        while True:
+            line = bytes(self._buffer[self._start : self._end])
+            end = line.find(b"\n")
+            if end >= 0:
+                self._start += end + 1
+                return line[:end].rstrip(b"\r").decode("utf-8", "replace")
+            if len(line) > _BANNER_LINE_BYTES_MAX:
+                raise SSHException("no SSH greeting: a line without end")
+            try:
+                self._fill(len(line) + 1)
+            except NeedRekeyException:
+                pass
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """End the reading thread's wait."""
+        try:
+            self._wake_in.send(b"w")
+        except OSError:
+            pass  # the pipe is full, so it will wake; or everything is over
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Shut the connection down: every wait in it ends at once. Idempotent, from any thread; never waits."""
+        self._closed = True
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # never connected, or gone
+        self._wake()
+
+    def release(self) -> None:
+        """Close the descriptors, after ``close`` and once nothing reads any more."""
+        self.close()
+        with self._socket_lock:
+            if not self._released:
+                self._released = True
+                self._socket.close()
+                self._wake_in.close()
+                self._wake_out.close()
+
+
+def _padding(cipher: Any, size: int) -> int:
+    """Padding for ``size`` bytes of padding length and payload: at least 4 bytes, up to the block size."""
+    block: int = cipher.block_size
+    return 4 + (-(size + 4 + (4 if cipher.pads_length_field else 0))) % block

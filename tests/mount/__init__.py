@@ -1,0 +1,1 @@
+"""What a program sees of a real mount of a real server, judged from outside."""

@@ -1,0 +1,119 @@
+"""Memory stays bounded whatever the size of the file, and open-write-close cycles leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Callable, Iterator
+
+import pytest
+
+from mount.helpers import noise, opened
+from support.mount import Mount
+from support.process import wait_until
+from support.sshd import Sshd
+
+MIB = 2**20
+RESIDENT_BYTES_MAX = 250 * MIB
+_BASE = noise(9 * MIB)
+
+
+def blocks(total_bytes: int) -> Iterator[bytes]:
+    """Blocks of a MiB, each another piece of the same noise."""
+    for count in range(total_bytes // MIB):
+        start = count * 40_961 % (8 * MIB)
+        yield _BASE[start : start + MIB]
+
+
+def peak_resident_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"process {pid} is gone")
+
+
+def check_content(path: Path, total_bytes: int) -> None:
+    with opened(path, os.O_RDONLY) as fd:
+        for count, block in enumerate(blocks(total_bytes)):
+            got = b""
+            while len(got) < MIB:
+                piece = os.read(fd, MIB - len(got))
+                assert piece, f"the file ends in MiB {count}"
+                got += piece
+            assert got == block, f"MiB {count} differs"
+        assert os.read(fd, 1) == b""
+
+
+def write_and_read_back(
+    sshd: Sshd, make_mount: Callable[..., Mount], directory: Path, total_bytes: int
+) -> None:
+    directory.mkdir()
+    mount = make_mount(sshd, directory=str(directory))
+    with opened(mount.path / "big", os.O_CREAT | os.O_WRONLY) as fd:
+        for block in blocks(total_bytes):
+            assert os.write(fd, block) == MIB
+        os.fsync(fd)
+    assert peak_resident_bytes(mount.pid) < RESIDENT_BYTES_MAX, "while writing"
+    assert mount.unmount() == 0
+    check_content(directory / "big", total_bytes)
+    mount = make_mount(sshd, directory=str(directory))
+    check_content(mount.path / "big", total_bytes)
+    assert peak_resident_bytes(mount.pid) < RESIDENT_BYTES_MAX, "while reading"
+    (directory / "big").unlink()
+
+
+class TestMemory:
+    def test_512_mib(self, sshd: Sshd, make_mount: Callable[..., Mount], tmp_path: Path) -> None:
+        write_and_read_back(sshd, make_mount, sshd.tree / f"limits-{tmp_path.name}", 512 * MIB)
+
+    @pytest.mark.long
+    @pytest.mark.timeout(900)
+    def test_4_gib(self, sshd: Sshd, make_mount: Callable[..., Mount], tmp_path: Path) -> None:
+        write_and_read_back(sshd, make_mount, sshd.tree / f"limits-{tmp_path.name}", 4096 * MIB)
+
+
+class TestLeaks:
+    """Measured from after a warm-up, in which caches and threads come into being."""
+
+    def cycle(self, mount: Mount, cycles: int) -> None:
+        data = noise(5000)
+        for count in range(cycles):
+            path = mount.path / f"file-{count % 40}"
+            flags = os.O_CREAT | os.O_RDWR | (os.O_TRUNC if count % 3 else os.O_APPEND)
+            with opened(path, flags) as fd:
+                os.write(fd, data)
+                if count % 5 == 0:
+                    os.pread(fd, 5000, 0)
+            if count % 7 == 0:
+                os.unlink(path)
+
+    def check(self, sshd: Sshd, mount: Mount, cycles: int, growth_bytes_max: int) -> None:
+        self.cycle(mount, 300)
+        wait_until(lambda: sshd.open_files() == 0, 10.0, "the release of the server's handles")
+        descriptors, resident = mount.fd_count(), mount.rss_bytes()
+        self.cycle(mount, cycles)
+        wait_until(lambda: sshd.open_files() == 0, 10.0, "the release of the server's handles")
+        wait_until(lambda: mount.fd_count() <= descriptors, 10.0, "the release of descriptors")
+        growth = mount.rss_bytes() - resident
+        assert growth < growth_bytes_max, f"{growth} bytes in {cycles} cycles"
+
+    def test_1000_cycles(self, own_sshd: Sshd, make_mount: Callable[..., Mount]) -> None:
+        self.check(own_sshd, make_mount(own_sshd), 1000, 8 * MIB)
+
+    @pytest.mark.long
+    @pytest.mark.timeout(900)
+    def test_10000_cycles(self, own_sshd: Sshd, make_mount: Callable[..., Mount]) -> None:
+        self.check(own_sshd, make_mount(own_sshd), 10_000, 16 * MIB)
+
+    def test_open_files_of_the_server_are_seen_at_all(
+        self, own_sshd: Sshd, make_mount: Callable[..., Mount]
+    ) -> None:
+        """That the zero above means something."""
+        mount = make_mount(own_sshd)
+        (own_sshd.tree / "f").write_bytes(noise(100_000))
+        with opened(mount.path / "f", os.O_RDWR) as fd:
+            os.pread(fd, 10, 0)
+            os.pwrite(fd, b"x", 0)
+            os.fsync(fd)
+            assert own_sshd.open_files() > 0
+        wait_until(lambda: own_sshd.open_files() == 0, 10.0, "the release of the server's handles")

@@ -1,0 +1,92 @@
+"""prompt: whom secrets are asked of."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Dict
+
+import pytest
+
+from sftpmount import prompt
+from sftpmount.errors import AuthenticationError
+from sftpmount.prompt import Prompt
+
+
+@pytest.fixture
+def askpass(tmp_path: Path) -> str:
+    program = tmp_path / "askpass"
+    program.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/question\necho geheim\necho more\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.fixture
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt, "_has_terminal", lambda: False)
+
+
+def ask(environment: Dict[str, str], text: str = "Password: ") -> str:
+    return Prompt(environment, batch_mode=False).secret(text)
+
+
+@pytest.mark.usefixtures("no_terminal")
+def test_askpass_is_run_where_there_is_no_terminal(askpass: str, tmp_path: Path) -> None:
+    assert ask({"SSH_ASKPASS": askpass}, "\x1b[2Jbob's password: ") == "geheim"
+    assert (tmp_path / "question").read_text() == "\\x1b[2Jbob's password:\n"
+
+
+@pytest.mark.usefixtures("no_terminal")
+def test_nobody_to_ask(askpass: str, tmp_path: Path) -> None:
+    for environment in ({}, {"SSH_ASKPASS": askpass, "SSH_ASKPASS_REQUIRE": "never"}):
+        with pytest.raises(AuthenticationError, match="there is no terminal to ask 'Password:' at"):
+            ask(environment)
+    with pytest.raises(AuthenticationError, match="cannot be run"):
+        ask({"SSH_ASKPASS": str(tmp_path / "absent")})
+    with pytest.raises(AuthenticationError, match="was not answered"):
+        ask({"SSH_ASKPASS": "/bin/false"})
+
+
+def test_askpass_can_be_preferred_to_a_terminal(askpass: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt, "_has_terminal", lambda: True)
+    assert ask({"SSH_ASKPASS": askpass, "SSH_ASKPASS_REQUIRE": "prefer"}) == "geheim"
+    assert ask({"SSH_ASKPASS": askpass, "SSH_ASKPASS_REQUIRE": "force"}) == "geheim"
+
+
+def test_batch_mode_never_asks(askpass: str) -> None:
+    with pytest.raises(AuthenticationError, match="BatchMode=yes forbids to ask"):
+        Prompt({"SSH_ASKPASS": askpass, "SSH_ASKPASS_REQUIRE": "force"}, batch_mode=True).secret("Password: ")
+
+
+def test_notices_are_escaped_and_keep_their_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    Prompt({}, batch_mode=False).notice("Welcome\nto \x1b[31mred")
+    assert capsys.readouterr().err == "sftpmount: Welcome\nsftpmount: to \\x1b[31mred\n"
+
+
+def test_a_terminal_is_asked_without_echo() -> None:
+    code = (
+        "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "from sftpmount.prompt import Prompt; print(repr(Prompt({}, batch_mode=False).secret('Password: ')))"
+    )
+    controller, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        cwd=Path(__file__).parents[1],
+    ) as process:
+        seen = b""
+        while not seen.endswith(b"Password: "):
+            seen += os.read(controller, 100)
+        os.write(controller, b"geheim\n")
+        answer, errors = process.communicate(timeout=20)
+    seen += os.read(controller, 100)
+    os.close(terminal)
+    os.close(controller)
+    assert answer == b"'geheim'\n", errors
+    assert b"geheim" not in seen

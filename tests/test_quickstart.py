@@ -1,0 +1,61 @@
+"""contrib/quickstart does what it says, and leaves nothing behind however it ends (its packages are contrib/check's)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import List
+
+import pytest
+
+from support.mount import fuse_mounts
+from support.process import descendants, is_running, wait_until
+
+DEMO = Path(__file__).resolve().parents[1] / "contrib" / "lib" / "demo.py"
+
+
+def start(tmp_path: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    with (tmp_path / "out").open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, str(DEMO)], stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment
+        )
+
+
+def assert_nothing_left(tmp_path: Path, family: List[int]) -> None:
+    assert not [pid for pid in family if is_running(pid)], (tmp_path / "out").read_text()
+    assert [path for path, _ in fuse_mounts() if path.startswith(str(tmp_path))] == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_quickstart_shows_a_backup_and_the_same_bytes(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    assert process.wait(timeout=100) == 0, (tmp_path / "out").read_text()
+    text = (tmp_path / "out").read_text()
+    assert "restored files are identical to the originals" in text
+    assert "no errors were found" in text
+    assert "MB/s" in text
+    assert "ssh-ed25519 SHA256:" in text and "curve25519-sha256@libssh.org" in text  # what was negotiated
+    assert_nothing_left(tmp_path, descendants(process.pid))
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("==> The mount", signal.SIGTERM),
+        ("==> A restic repository", signal.SIGHUP),
+        ("first backup: ", signal.SIGINT),
+    ],
+)
+def test_interrupted_quickstart_leaves_nothing(tmp_path: Path, moment: str, number: signal.Signals) -> None:
+    process = start(tmp_path)
+    out = tmp_path / "out"
+    wait_until(lambda: moment in out.read_text() or process.poll() is not None, 60, moment)
+    family = descendants(process.pid)
+    assert family, out.read_text()
+    process.send_signal(number)
+    assert process.wait(timeout=30) == (130 if number == signal.SIGINT else 1)
+    assert_nothing_left(tmp_path, family)
