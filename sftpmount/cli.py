@@ -78,7 +78,13 @@ def _run(argv: Sequence[str]) -> int:
 
     def check_usable() -> None:
         # FUSE has a device number of its own: while the old one is seen, what is written goes into the bare directory.
-        if os.stat(wanted.mountpoint).st_dev == hidden:
+        try:
+            seen = os.stat(wanted.mountpoint).st_dev
+        except OSError as error:
+            raise MountpointError(
+                f"{wanted.mountpoint} is mounted but not usable ({error.strerror}): see the log."
+            ) from None
+        if seen == hidden:
             raise MountpointError(f"{wanted.mountpoint} does not show the mount: look who else mounts there.")
 
     try:
@@ -96,12 +102,17 @@ def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold keys and passwords
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     prompt = Prompt(os.environ, batch_mode=wanted.ssh.batch_mode)
-    terminal = (
-        os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace") if wanted.foreground else None
-    )
-    for notice in logs.configure(wanted.log_level, log_file=wanted.log_file, stream=terminal):
-        prompt.notice(notice)
-    lost = _connect_and_serve(wanted, prompt, ready)
+    terminal = None
+    if wanted.foreground:
+        terminal = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    notices = logs.configure(wanted.log_level, log_file=wanted.log_file, stream=terminal)
+
+    def usable() -> None:
+        for notice in notices:  # not before: a failure is to be the only thing said
+            prompt.notice(notice)
+        ready()
+
+    lost = _connect_and_serve(wanted, prompt, usable)
     for each in lost:
         log.error("not stored: %s", each)
     return 1 if lost else 0
@@ -135,16 +146,13 @@ def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[],
     try:
         remote.start()
         filesystem.start()
-        if (
-            not wanted.foreground and not filesystem.describe()["fsync"]
-        ):  # the log, which says so too, is elsewhere
+        # The log says so, too, but in the background nobody sees it.
+        if not wanted.foreground and not filesystem.describe()["fsync"]:
             prompt.notice(_NO_FSYNC)
         return _serve(filesystem, wanted, ready)
     except ChannelRefused as error:
-        host = wanted.ssh.host
-        raise RemoteDirectoryError(
-            f"{host} offers no SFTP ({error}): enable the sftp subsystem there."
-        ) from None
+        place = wanted.ssh.host
+        raise RemoteDirectoryError(f"{place} offers no SFTP ({error}): enable the subsystem there.") from None
     except ConnectionLost as error:
         raise Unreachable(f"{wanted.ssh.host} ended the connection ({error}): its log may say why.") from None
     finally:

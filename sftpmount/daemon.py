@@ -9,14 +9,15 @@ told by the parent, in the child's words and with its exit status.
 
 from __future__ import annotations
 
+import collections
 import logging
 import os
-import queue
+import select
 import signal
 import sys
 import threading
 from types import FrameType
-from typing import Callable, Dict, List, NoReturn, Optional, Tuple
+from typing import Callable, Deque, Dict, List, NoReturn, Optional, Tuple
 
 from .errors import SftpMountError
 
@@ -54,18 +55,20 @@ def in_background(work: Callable[[Callable[[], None]], int], check_usable: Calla
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until both can handle them
     child = os.fork()
     if child == 0:
         os.close(reader)
         _run_child(writer, work)
     os.close(writer)
-    interrupted = []
+    interrupted: List[int] = []
 
     def pass_on(number: int, frame: Optional[FrameType]) -> None:
         interrupted.append(number)
         os.kill(child, signal.SIGTERM)
 
     previous = _handle(pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
         told = _read_all(reader)
         if told != _READY:
@@ -74,7 +77,9 @@ def in_background(work: Callable[[Callable[[], None]], int], check_usable: Calla
             check_usable()
         except BaseException:
             os.kill(child, signal.SIGTERM)
-            os.waitpid(child, 0)
+            wait_status = os.waitpid(child, 0)[1]
+            if interrupted:
+                raise _failure(told, wait_status, True) from None
             raise
     finally:
         _restore(previous)
@@ -97,10 +102,10 @@ def _run_child(channel: int, work: Callable[[Callable[[], None]], int]) -> NoRet
 
     status, sentence = 1, ""
     try:
-        status, sentence = (
-            work(ready),
-            "interrupted.",
-        )  # for whoever waits still: a signal came before the mount did
+        interrupt_on_stop_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        status = work(ready)
+        sentence = "interrupted."  # for a parent that waits still: a signal came before the mount did
         status = status if is_ready or status else INTERRUPTED
     except SftpMountError as error:
         status, sentence = error.exit_status, str(error)
@@ -122,6 +127,9 @@ def _run_child(channel: int, work: Callable[[Callable[[], None]], int]) -> NoRet
 def _read_all(descriptor: int) -> bytes:
     parts: List[bytes] = []
     while True:
+        # Python runs the handler of a signal that comes just before a wait after that wait: so it is a short one.
+        while not select.select([descriptor], [], [], 0.5)[0]:
+            pass
         part = os.read(descriptor, 65536)
         if not part:
             os.close(descriptor)
@@ -159,26 +167,40 @@ def supervise(
 
     Raises Abandoned, and what ``serve`` raised.
     """
-    events: queue.SimpleQueue[Tuple[str, object]] = (
-        queue.SimpleQueue()
-    )  # put() may be interrupted by a put() of a signal
+    # One byte for each event: a signal's number, written by Python's own handler in whichever thread it came to, or 0
+    # for what ``work`` has to tell. A queue would not do: a signal can come just before the wait for its lock begins,
+    # and does not end it then.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    told: Deque[Tuple[str, object]] = collections.deque()
+
+    def tell(event: str, value: object = None) -> None:
+        told.append((event, value))
+        os.write(writer, b"\0")
 
     def work() -> None:
         try:
             try:
-                serve(lambda: events.put(("ready", None)))
+                serve(lambda: tell("ready"))
             finally:
                 lost = store()
-            events.put(("ended", lost))
+            tell("ended", lost)
         except BaseException as error:
-            events.put(("failed", error))
+            tell("failed", error)
 
-    previous = _handle(lambda number, frame: events.put(("signal", number)))
+    def store_now() -> None:
+        for each in store():
+            log.warning("not stored yet: %s", each)
+
+    previous = _handle(lambda number, frame: None)
+    previous_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=work, name="serve", daemon=True)
     try:
-        threading.Thread(target=work, name="serve", daemon=True).start()
+        thread.start()
         is_ready, signals = False, 0
         while True:
-            event, value = events.get()
+            (number,) = os.read(reader, 1)
+            event, value = ("signal", number) if number else told.popleft()
             if event == "ended":
                 assert isinstance(value, list)
                 return value
@@ -189,15 +211,20 @@ def supervise(
                 is_ready = True
                 if not signals:
                     ready()
-            else:
+            elif number in STOP_SIGNALS:
                 signals += 1
-                log.info("signal %s: unmounting", value)
+                log.info("signal %d: unmounting", number)
             if signals > 1:
                 raise Abandoned(unstored())
             if is_ready and signals == 1 and unmount():
-                threading.Thread(target=store, name="store", daemon=True).start()
+                threading.Thread(target=store_now, name="store", daemon=True).start()
     finally:
+        signal.set_wakeup_fd(previous_wakeup)
         _restore(previous)
+        thread.join(0.1)
+        if not thread.is_alive():  # after Abandoned it may still have something to tell
+            os.close(reader)
+            os.close(writer)
 
 
 class Noise:
@@ -225,7 +252,13 @@ class Noise:
 
 def interrupt_on_stop_signals() -> None:
     """Let SIGTERM and SIGHUP raise KeyboardInterrupt as SIGINT does, so that a prompt gives the terminal its echo back."""
-    _handle(signal.default_int_handler)
+
+    def interrupt(number: int, frame: Optional[FrameType]) -> None:
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)  # one is enough: the next would hit what cleans up
+        raise KeyboardInterrupt
+
+    _handle(interrupt)
 
 
 _Handler = Callable[[int, Optional[FrameType]], object]

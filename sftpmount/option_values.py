@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 from .errors import UsageError
 from .place import check_user
@@ -124,9 +124,9 @@ def size(low: int) -> Convert:
     return convert
 
 
-def file_names(name: str, text: Optional[str]) -> Tuple[str, ...]:
+def file_names(name: str, text: Optional[str]) -> List[str]:
     """Names apart by blanks, in double quotes where they hold some, as ssh_config has them."""
-    names = tuple(quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|([^\s"]+)', _given(name, text)))
+    names = [quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|([^\s"]+)', _given(name, text))]
     if not all(names) or not names:
         raise _bad(name, str(text), "one or more file names")
     return names

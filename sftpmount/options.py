@@ -89,7 +89,7 @@ class Option(NamedTuple):
 
     name: str
     convert: Convert
-    field: str = ""  # of MountOptions, or "ssh." + one of SshOptions; a tuple is added to what is there
+    field: str = ""  # of MountOptions, or "ssh." + one of SshOptions; a tuple is added to it
     value: str = ""
     help: str = ""
 
@@ -367,6 +367,8 @@ def understand(line: CommandLine) -> MountOptions:
         value = option.convert(option.name, text)
         if isinstance(value, tuple):
             value = values.get(option.field, ()) + value
+        elif isinstance(value, list):
+            value = tuple(value)
         if option.field:
             values[option.field] = value
     _settle(values, place.user, place.port)

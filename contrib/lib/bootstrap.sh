@@ -64,8 +64,13 @@ install_without_services() (
     fi
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
     status=$?
-    if have_program systemctl && [[ " $* " = *" openssh-server "* ]]; then
-        "${as_root[@]}" systemctl disable --quiet ssh.service ssh.socket 2>/dev/null
+    if [[ " $* " = *" openssh-server "* ]]; then
+        if have_program systemctl; then
+            "${as_root[@]}" systemctl disable --quiet ssh.service ssh.socket
+        else
+            "${as_root[@]}" deb-systemd-helper disable ssh.service
+            "${as_root[@]}" update-rc.d ssh disable
+        fi >/dev/null 2>&1
     fi
     exit "$status"
 )

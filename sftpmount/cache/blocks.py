@@ -105,6 +105,27 @@ class Teller(Protocol):
     owed: Optional[StatusError]
 
 
+class Read:
+    """A read under way; ``stale`` once what it may have taken in is not the truth any more."""
+
+    __slots__ = ("end", "stale", "start")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = end
+        self.stale = False
+
+
+class Commit:
+    """An fsync under way: what it will make clean, and the cuts that were made before it."""
+
+    __slots__ = ("cuts", "extents")
+
+    def __init__(self, extents: Extents, cuts: int) -> None:
+        self.extents = extents
+        self.cuts = cuts
+
+
 def block_range(start: int, end: int) -> range:
     """The indices of the blocks that ``[start, end)`` touches."""
     return range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES))
@@ -124,12 +145,17 @@ class FileCache:
         self.buffers: Dict[int, Buffer] = {}
         self.buffer_bytes = 0
         self.requests_in_flight = 0
-        self.commits: List[Extents] = []  # what each fsync on its way will make clean
+        self.commits: List[Commit] = []  # what each fsync on its way will make clean
         self.failure: Optional[StatusError] = None  # why the server refused bytes that are dirty still
         self.handles: List[Teller] = []  # every open handle: each hears of a failure once
         self.writers: List[Any] = []  # sftp.remote.RemoteFile, open for writing; write-back uses the first
         self.fetches: Dict[int, Any] = {}  # block index -> cache.fetch.Fetch
-        self.generation = 0  # counts up when clean bytes cease to be true
+        self.reads: List[Read] = []  # those under way
+        # The least size the file was cut to since its last commit: a server that forgets may have the old bytes above it
+        # again. ``recut`` says that it may have forgotten: the cut is to be made again before anything is sent.
+        self.cut_to: Optional[int] = None
+        self.cuts = 0
+        self.recut = False
         self.validator: Optional[Tuple[Optional[int], Optional[int]]] = (
             None  # server's (size, mtime) of the clean bytes
         )
@@ -141,8 +167,8 @@ class FileCache:
 
     @property
     def unsafe(self) -> bool:
-        """True while any byte is not known to be on the server's disk (or on the server, where it has no fsync)."""
-        return bool(self.dirty or self.in_flight or self.written)
+        """True while any byte, or a cut, is not known to be on the server's disk (on the server, if it has no fsync)."""
+        return bool(self.dirty or self.in_flight or self.written) or self.cut_to is not None
 
     @property
     def unsent(self) -> bool:
@@ -176,7 +202,7 @@ class FileCache:
         self.dirty.add(offset, end)
         self.written.remove(offset, end)
         for commit in self.commits:
-            commit.remove(offset, end)
+            commit.extents.remove(offset, end)
 
     def _store_in_block(self, index: int, start: int, piece: Union[bytes, memoryview]) -> None:
         buffer = self.buffers.get(index)
@@ -230,8 +256,9 @@ class FileCache:
         """A WRITE ended well. ``durable``: there is no fsync to wait for, the bytes are as safe as this server makes them."""
         self.requests_in_flight -= 1
         self.in_flight.remove(start, end)
-        for low, high in self.dirty.gaps(start, end):
-            self.written.add(low, high)
+        for kept in self.valid.within(start, end):  # what was discarded or cut off meanwhile concerns nobody
+            for low, high in self.dirty.gaps(*kept):
+                self.written.add(low, high)
         if durable:
             self.committed(Extents([(start, end)]))
         self.lock.notify_all()
@@ -247,22 +274,26 @@ class FileCache:
         """A WRITE ended badly or has no known end: its bytes are dirty again (those written again meanwhile still are)."""
         self.requests_in_flight -= 1
         self.in_flight.remove(start, end)
-        end = min(end, self.size)
-        self.dirty.add(start, end)
+        for kept in self.valid.within(start, end):
+            self.dirty.add(*kept)
+        for commit in self.commits:  # an fsync that was sent behind it does not cover it
+            commit.extents.remove(start, end)
         self.lock.notify_all()
 
-    def begin_commit(self) -> Extents:
+    def begin_commit(self) -> Commit:
         """An fsync is about to be sent: it covers what was sent before. Give the result to ``end_commit``."""
-        commit = Extents(self.written)
-        commit.update(self.in_flight)
+        commit = Commit(Extents(self.written), self.cuts)
+        commit.extents.update(self.in_flight)
         self.commits.append(commit)
         return commit
 
-    def end_commit(self, commit: Extents, *, ok: bool) -> None:
+    def end_commit(self, commit: Commit, *, ok: bool) -> None:
         """The fsync ended. What was written again since ``begin_commit`` is no longer in ``commit``."""
-        self.commits = [other for other in self.commits if other is not commit]
+        self.commits.remove(commit)
         if ok:
-            self.committed(commit)
+            self.committed(commit.extents)
+            if commit.cuts == self.cuts and not self.recut:
+                self.cut_to = None
         self.lock.notify_all()
 
     def committed(self, ranges: Extents) -> None:
@@ -277,6 +308,7 @@ class FileCache:
         """The session ended: what was acknowledged but not committed may be gone with the server's memory."""
         self.dirty.update(self.written)
         self.written.clear()
+        self.recut = self.cut_to is not None
         self.lock.notify_all()
 
     def _release(self, index: int) -> None:
@@ -292,6 +324,10 @@ class FileCache:
         buffer = self.buffers.pop(index, None)
         if buffer is None:
             return
+        # What is on its way here from the server may be older than what leaves the buffer.
+        self.fetches.pop(index, None)
+        for read in self.reads:
+            read.stale |= read.start < top and read.end > base
         self.buffer_bytes -= len(buffer)
         end = min(top, self.size)
         if base < end and self.valid.covers(base, end):
@@ -311,11 +347,16 @@ class FileCache:
     # -- size and truth ---------------------------------------------------------------------------------------------------
 
     def truncate(self, size: int) -> None:
-        """The file has ``size`` bytes now: what lies behind is forgotten, also what was dirty. Nothing may be in flight."""
+        """The file has ``size`` bytes now: what lies behind is forgotten, also what was dirty. Nothing may be in flight.
+
+        Like data, the cut is only safe with the next commit: see ``cut_to``.
+        """
         self._spoil_end()
+        self.cuts += 1
+        self.cut_to = min(size, self.size if self.cut_to is None else self.cut_to)
         if size < self.size:
             keep = size // BLOCK_BYTES
-            for ranges in (self.dirty, self.written, self.valid, *self.commits):
+            for ranges in (self.dirty, self.written, self.valid, *(c.extents for c in self.commits)):
                 ranges.remove(size, max(ranges.end, size))
             self.size = size
             for index in [i for i in self.buffers if i >= keep]:
@@ -330,8 +371,9 @@ class FileCache:
 
     def changed(self) -> None:
         """Clean bytes are not true any more: nothing fetched before may be taken in."""
-        self.generation += 1
         self.fetches.clear()
+        for read in self.reads:
+            read.stale = True
 
     def distrust(self) -> None:
         """Forget every clean byte: the server's file is not the one they came from."""
@@ -345,8 +387,9 @@ class FileCache:
             ranges.clear()
         self.buffers.clear()
         self.buffer_bytes = 0
-        self.commits.clear()
         self.failure = None
+        self.cut_to = None
+        self.recut = False
         self.distrust()
         self.lock.notify_all()
 

@@ -15,7 +15,7 @@ from typing import Dict, List, Optional, Tuple
 from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import Remote, RemoteFile
 from ..sftp.session import Pending
-from .blocks import BLOCK_BYTES, CleanBlocks, FileCache, block_range
+from .blocks import BLOCK_BYTES, CleanBlocks, FileCache, Read, block_range
 from .readahead import Pattern
 
 # Requests for one file on their way: 8 MiB of blocks, what OpenSSH's own client keeps in flight at most.
@@ -25,13 +25,12 @@ FETCHES_MAX = 64
 class Fetch:
     """One block on its way; ``data`` is None until it has come whole."""
 
-    __slots__ = ("_done", "_missing", "_parts", "data", "expected", "file", "generation", "index")
+    __slots__ = ("_done", "_missing", "_parts", "data", "expected", "file", "index")
 
     def __init__(self, file: FileCache, index: int, expected: int) -> None:
         self.file = file
         self.index = index
         self.expected = expected
-        self.generation = file.generation
         self.data: Optional[bytes] = None
         self._parts: Dict[int, bytes] = {}
         self._missing = expected
@@ -79,26 +78,34 @@ class Fetcher:
         """At most ``size`` bytes at ``offset`` as this mount sees the file now; fewer only at its end. Raises FsError."""
         while True:
             with file.lock:
-                generation = file.generation
                 end = min(offset + size, file.size)
                 if offset >= end:
                     return b""
+                read = Read(offset, end)
+                file.reads.append(read)
                 ahead = pattern.note(offset, end)
                 found, fetches, direct = self._plan(file, offset, end, pattern.sequential)
                 new = [f for f in fetches if f.index not in file.fetches]
                 new += self._plan_ahead(file, *ahead)
                 for fetch in new:
                     file.fetches[fetch.index] = fetch
-            if new:
-                self._send(source, new)
-            blocks = dict(found)
-            for fetch in fetches:
-                blocks[fetch.index] = self._await(file, source, fetch)
-            pieces = [(start, self._exactly(file, source, start, stop)) for start, stop in direct]
+            try:
+                if new:
+                    self._send(source, new)
+                blocks = dict(found)
+                for fetch in fetches:
+                    blocks[fetch.index] = self._await(file, source, fetch)
+                pieces = [(start, self._exactly(file, source, start, stop)) for start, stop in direct]
+            except BaseException:
+                with file.lock:
+                    file.reads.remove(read)
+                raise
             with file.lock:
-                if file.generation != generation:
-                    continue  # truncated or replaced while we waited
-                return self._compose(file, offset, end, blocks, pieces)
+                file.reads.remove(read)
+                if (
+                    not read.stale
+                ):  # else truncated, replaced, or written and released while we waited: once more
+                    return self._compose(file, offset, end, blocks, pieces)
 
     def _plan(
         self, file: FileCache, start: int, end: int, sequential: bool

@@ -108,6 +108,7 @@ class Namespace:
         self._used: OrderedDict[Node, None] = OrderedDict()
         self.root = Node(ROOT_INO, root_attrs, clock() + lifetime_s)
         self._changes: Dict[Node, int] = {}
+        self._moved = 0  # the mark of the last rename of a directory: paths in older answers may mean another
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -202,7 +203,7 @@ class Namespace:
         with self._lock:
             parent_path, name = split(path)
             parent = self._walk(parent_path)
-            if path == b"/" or parent is None or self._changes.get(parent, 0) >= mark:
+            if path == b"/" or parent is None or max(self._changes.get(parent, 0), self._moved) >= mark:
                 return
             node = parent.children.get(name)
             if node is not None:
@@ -218,7 +219,7 @@ class Namespace:
         """
         with self._lock:
             node = self._walk(path) or self._grow(path)
-            if self._changes.get(node, 0) >= mark:
+            if max(self._changes.get(node, 0), self._moved) >= mark:
                 return False
             until = self._clock() + self._lifetime_s
             prefix = path if path.endswith(b"/") else path + b"/"
@@ -308,8 +309,11 @@ class Namespace:
                 new_parent.children[new_name] = node
                 new_parent.absent.pop(new_name, None)
                 self._touch(new_parent)
+                if node.is_dir:
+                    self._moved = self._mark
             else:
                 new_parent.complete_until = 0.0
+                self._moved = self._mark
             if old_parent is not None:
                 old_parent.absent[old_name] = self._clock() + self._lifetime_s
 
@@ -337,16 +341,6 @@ class Namespace:
                 if parent is not None:
                     parent.complete_until = 0.0
                     parent.absent.pop(name, None)
-
-    def distrust_all(self) -> None:
-        """Every lease ends now (a reconnect: what happened meanwhile is not known)."""
-        with self._lock:
-            nodes = [self.root]
-            while nodes:
-                node = nodes.pop()
-                node.attrs_until = node.complete_until = 0.0
-                node.absent.clear()
-                nodes.extend(node.children.values())
 
     def pin(self, node: Node) -> None:
         """A handle was opened on ``node``."""

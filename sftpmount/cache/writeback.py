@@ -25,7 +25,7 @@ from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import FSYNC, Remote, RemoteFile
 from ..sftp.session import Pending, Session
 from ..sftp.wire import Attrs
-from .blocks import FileCache, Teller
+from .blocks import Commit, FileCache, Teller
 from .extents import Extents
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class WriteBack:
                         return
                     file.lock.wait()
                 taken = None
-                if file.failure is None and file.writers:
+                if file.failure is None and file.writers and not file.recut:
                     taken = file.take_request(bytes_max, whole_blocks=whole_blocks)
                 if taken is None:
                     return
@@ -192,13 +192,13 @@ class WriteBack:
                 if durable:
                     self.account(file)
 
-    def _send_commit(self, session: Session, file: FileCache) -> Optional[_Commit]:
+    def _send_commit(self, session: Session, file: FileCache) -> Optional[_Fsync]:
         """Send FSYNC behind what was sent; its reply commits what it covers."""
         with file.lock:
-            if not file.writers or not (file.written or file.in_flight):
+            if not file.writers or not (file.written or file.in_flight or file.cut_to is not None):
                 return None
             target: RemoteFile = file.writers[0]
-            commit = _Commit(self, session, file, file.begin_commit())
+            commit = _Fsync(self, session, file, file.begin_commit())
         try:
             self._remote.fsync_soon(target, session, commit.done)
         except BaseException:
@@ -218,7 +218,7 @@ class WriteBack:
             target.update(file.in_flight)
             if commit:
                 target.update(file.written)
-            if not target:
+            if not target and not (commit and file.unsafe):
                 return None
             file.failure = (
                 None  # this is the retry that may clear it: the bytes are all sent again, or it fails anew
@@ -235,6 +235,7 @@ class WriteBack:
 
     def _flush_on(self, session: Session, file: FileCache, target: Extents, commit: bool) -> Attrs:
         with_fsync = commit and FSYNC in session.extensions
+        self._cut_again(session, file)
         while True:
             self._send(session, file, whole_blocks=False)
             committing = self._send_commit(session, file) if with_fsync else None
@@ -258,6 +259,19 @@ class WriteBack:
                     return attrs
                 # Written again while the first write of these bytes was on its way: once more.
 
+    def _cut_again(self, session: Session, file: FileCache) -> None:
+        """The server may have forgotten a truncation: make it again, before the bytes that were written after it."""
+        with file.lock:
+            if not file.recut or file.cut_to is None or not file.writers:
+                return
+            writer: RemoteFile = file.writers[0]
+            sizes = (file.cut_to, file.size)
+        for size in sizes:
+            self._remote.fsetstat_now(writer, session, Attrs(size=size))
+        with file.lock:
+            if session.lost is None:
+                file.recut = False
+
     def lost(self) -> None:
         """The session ended: see ``FileCache.lost``. Called before there can be another session."""
         for file in self.files():
@@ -280,14 +294,14 @@ class WriteBack:
                     self._send_on(file, whole_blocks=False)
 
 
-class _Commit:
+class _Fsync:
     """One FSYNC on its way."""
 
-    def __init__(self, owner: WriteBack, session: Session, file: FileCache, extents: Extents) -> None:
+    def __init__(self, owner: WriteBack, session: Session, file: FileCache, commit: Commit) -> None:
         self._owner = owner
         self._session = session
         self._file = file
-        self._extents = extents
+        self._commit = commit
         self._ended = threading.Event()
         self._error: Optional[Exception] = None
 
@@ -302,7 +316,7 @@ class _Commit:
     def end(self, *, ok: bool) -> None:
         """Take the outcome in. After a failed fsync nothing is known of the bytes: they are dirty, to be sent again."""
         with self._file.lock:
-            self._file.end_commit(self._extents, ok=ok)
+            self._file.end_commit(self._commit, ok=ok)
             if not ok:
                 self._file.lost()
                 if isinstance(self._error, StatusError):

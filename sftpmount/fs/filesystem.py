@@ -55,7 +55,7 @@ class Stat(NamedTuple):
 class Handle:
     """An open file of this mount."""
 
-    __slots__ = ("file", "node", "owed", "pattern", "remote", "trusted", "writable")
+    __slots__ = ("appends", "file", "node", "owed", "pattern", "remote", "trusted", "writable")
 
     def __init__(
         self, node: Node, file: FileCache, remote: RemoteFile, writable: bool, pattern: Pattern
@@ -66,6 +66,7 @@ class Handle:
         self.writable = writable
         self.pattern = pattern
         self.owed: Optional[StatusError] = None
+        self.appends = False  # O_APPEND
         self.trusted = False  # the bytes known before this open are still true
 
 
@@ -92,7 +93,7 @@ class Filesystem:
         self._remote = remote
         self._root = root
         self._commit_on_close = commit == "close"
-        self._lifetime_s = dir_cache_timeout_s
+        self.lifetime_s = dir_cache_timeout_s
         self._entries_max = entries_max
         self._read_ahead_bytes_max = min(read_ahead_bytes_max, cache_bytes_max // 4)
         self._idmap_user = idmap_user
@@ -142,7 +143,7 @@ class Filesystem:
             attrs = attrs._replace(mode=stat.S_IFDIR | 0o755)
         self._names = Namespace(
             attrs,
-            lifetime_s=self._lifetime_s,
+            lifetime_s=self.lifetime_s,
             entries_max=self._entries_max,
             clock=self._clock,
             wall=self._wall,
@@ -318,6 +319,7 @@ class Filesystem:
         self._ns.removed(path)
         if node is not None:
             self._ns.distrust(node)  # its link count has changed, if it has others
+            self._rename_open(node)
             if not node.pins and not node.links and node.file is not None:
                 with node.file.lock:
                     node.file.distrust()
@@ -355,8 +357,9 @@ class Filesystem:
         if old == new:
             self._look_up(old)
             return
+        moving = self._ns.get(old)
         try:
-            self._remote.rename(self._far_path(old), self._far_path(new))
+            self._remote.rename(self._far_path(old), self._far_path(new), moving.attrs if moving else None)
         except FsError:
             self._ns.distrust_path(old)
             self._ns.distrust_path(new)
@@ -397,13 +400,14 @@ class Filesystem:
 
     # -- attributes ---------------------------------------------------------------------------------------------------
 
-    def chmod(self, path: bytes, mode: int) -> None:
+    def chmod(self, path: bytes, mode: int) -> Node:
         """Change permission bits."""
         node = self._look_up(path)
         self._set_attrs(path, node, Attrs(mode=stat.S_IMODE(mode)))
         self._ns.set_attrs(node, Attrs(mode=stat.S_IFMT(node.mode) | stat.S_IMODE(mode)))
+        return node
 
-    def chown(self, path: bytes, uid: int, gid: int) -> None:
+    def chown(self, path: bytes, uid: int, gid: int) -> Node:
         """Change owner and group; -1 leaves one as it is. SFTP carries only the pair."""
         node = self._look_up(path)
         if self._idmap_user:
@@ -419,12 +423,13 @@ class Filesystem:
         self._ns.set_attrs(node, attrs)
         if not node.is_symlink:
             self._ns.distrust(node)  # the server may have cleared set-id bits
+        return node
 
-    def utimens(self, path: bytes, atime: Optional[int], mtime: Optional[int]) -> None:
+    def utimens(self, path: bytes, atime: Optional[int], mtime: Optional[int]) -> Node:
         """Set times in whole seconds, as SFTP v3 carries them; None leaves one as it is."""
-        if atime is None and mtime is None:
-            return
         node = self._look_up(path)
+        if atime is None and mtime is None:
+            return node
         if atime is None or mtime is None:
             known = node.attrs
             if known.mtime is None or (node.file is not None and node.file.authoritative):
@@ -439,6 +444,7 @@ class Filesystem:
             with node.file.lock:
                 if node.file.validator is not None:
                     node.file.validator = (node.file.validator[0], mtime)
+        return node
 
     def _set_attrs(self, path: bytes, node: Node, attrs: Attrs) -> None:
         with node.operation:
@@ -446,7 +452,7 @@ class Filesystem:
             self._store(node)
             self._remote.setstat(self._far_path(path), attrs, is_symlink=node.is_symlink)
 
-    def truncate(self, path: Optional[bytes], size: int, handle: Optional[Handle] = None) -> None:
+    def truncate(self, path: Optional[bytes], size: int, handle: Optional[Handle] = None) -> Node:
         """Cut a file, or extend it with a hole, by path or by a handle that may write."""
         if handle is not None:
             node = handle.node
@@ -464,11 +470,15 @@ class Filesystem:
                 assert path is not None
                 self._remote.setstat(self._far_path(path), attrs)
             self._changed_size(node, size)
+        return node
 
     def _changed_size(self, node: Node, size: int) -> None:
         if node.file is not None:
+            can_commit = self._remote.has(FSYNC)
             with node.file.lock:
                 node.file.truncate(size)
+                if not can_commit or not node.file.writers:
+                    node.file.cut_to = None  # nothing to commit it with
                 node.file.validator = None
                 node.file.mtime = None
         self._ns.set_attrs(node, Attrs(size=size, mtime=int(self._wall())))
@@ -476,9 +486,12 @@ class Filesystem:
             self._ns.distrust(node)  # the mtime is the server's to tell
 
     def _store(self, node: Node) -> None:
-        """Send what is unsent of a node, and wait for it."""
-        if node.file is not None and node.file.unsent:
-            attrs = self.writeback.flush(node.file, commit=False)
+        """Send what is unsent of a node, and wait for it; where close would commit it, commit it.
+
+        What is committed is never sent again, so the attributes that are set next stay as they are set.
+        """
+        if node.file is not None and node.file.unsafe:
+            attrs = self.writeback.flush(node.file, commit=self._commit_on_close)
             if attrs is not None:
                 self._stored(node, attrs)
 
@@ -490,12 +503,14 @@ class Filesystem:
         pflags = _pflags(flags)
         node = self._ns.get(path)
         if not pflags & wire.FXF_TRUNC or node is None:
-            return self._open(path, pflags, writable)
-        with node.operation:
-            self._store(node)
             handle = self._open(path, pflags, writable)
-            self._changed_size(handle.node, 0)
-            return handle
+        else:
+            with node.operation:
+                self._store(node)
+                handle = self._open(path, pflags, writable)
+                self._changed_size(handle.node, 0)
+        handle.appends = bool(flags & os.O_APPEND)
+        return handle
 
     def _open(self, path: bytes, pflags: int, writable: bool) -> Handle:
         mark = self._ns.mark()
@@ -517,7 +532,11 @@ class Filesystem:
             self._ns.distrust_path(path)
             raise
         node = self._ns.created(path, attrs)
-        return self._attach(node, remote, attrs, flags & os.O_ACCMODE != os.O_RDONLY)
+        handle = self._attach(node, remote, attrs, flags & os.O_ACCMODE != os.O_RDONLY)
+        if pflags & wire.FXF_TRUNC and handle.file.size:
+            self._changed_size(node, 0)  # it was there after all, and open here
+        handle.appends = bool(flags & os.O_APPEND)
+        return handle
 
     def _attach(self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool) -> Handle:
         self._ns.pin(node)
@@ -572,6 +591,11 @@ class Filesystem:
         handle.file.mtime = int(self._wall())
         return len(data)
 
+    def append(self, handle: Handle, data: bytes) -> int:
+        """Take ``data`` in at the end of the file, as this mount knows it."""
+        with handle.node.operation:
+            return self.write(handle, data, handle.file.size)
+
     def flush(self, handle: Handle) -> None:
         """close(2) of one descriptor: the point of truth, see ``WriteBack.flush``."""
         if handle.writable:
@@ -590,13 +614,12 @@ class Filesystem:
                 handle.owed = None  # told by this
                 self._ns.distrust(node)
                 raise
-            handle.owed = None
-            if attrs is None:
-                return
-            self._stored(node, attrs)
-            if handle.writable and not self._remote.has(FSYNC):
+            if attrs is not None:
+                self._stored(node, attrs)
+            if attrs is not None and handle.writable and not self._remote.has(FSYNC):
                 # Such servers may commit on CLOSE, and only then say that it failed (Go's, before object stores).
                 self._remote.commit_by_close(handle.remote)
+            self.writeback.tell(file, handle)
 
     def _stored(self, node: Node, attrs: Attrs) -> None:
         """The server has what we had: its size and mtime are the file's."""

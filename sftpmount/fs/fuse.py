@@ -22,6 +22,7 @@ import stat
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
+from ..cache.namespace import Node
 from ..errors import FsError, FuseUnavailable, MountpointError
 from .filesystem import UNKNOWN_INO, Filesystem, Handle, Stat
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 ATTR_TIMEOUT_S = 0.05
 ENTRY_TIMEOUT_S = 1.0
+TOLD_MAX = 4096
 MAX_WRITE_BYTES = 131072
 # utimensat(2): nanoseconds that stand for "now" and "leave".
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
@@ -131,10 +133,11 @@ class _Adapter(_Base):  # type: ignore[misc]
         st.st_mtimespec.tv_sec = value.mtime
         st.st_ctimespec.tv_sec = value.mtime  # SFTP v3 has no ctime
         if stat.S_ISREG(value.mode):
-            self._told[value.ino] = (value.size, time.monotonic())
-            if len(self._told) > 4096:
-                self._told.clear()
-                self._told[value.ino] = (value.size, time.monotonic())
+            now = time.monotonic()
+            self._told[value.ino] = (value.size, now)
+            if len(self._told) > TOLD_MAX:
+                old = now - 2 * ATTR_TIMEOUT_S
+                self._told = {ino: told for ino, told in self._told.copy().items() if told[1] > old}
 
     # -- looking --------------------------------------------------------------------------------------------------------
 
@@ -232,27 +235,29 @@ class _Adapter(_Base):  # type: ignore[misc]
     # -- attributes -----------------------------------------------------------------------------------------------------
 
     def chmod(self, path: bytes, mode: int) -> int:
-        self._fs.chmod(path, mode)
+        self._show_to_other_links(self._fs.chmod(path, mode))
         return 0
 
     def chown(self, path: bytes, uid: int, gid: int) -> int:
-        self._fs.chown(path, -1 if uid == 0xFFFFFFFF else uid, -1 if gid == 0xFFFFFFFF else gid)
+        self._show_to_other_links(
+            self._fs.chown(path, -1 if uid == 0xFFFFFFFF else uid, -1 if gid == 0xFFFFFFFF else gid)
+        )
         return 0
 
     def utimens(self, path: bytes, buf: Any) -> int:
         if buf:
-            self._fs.utimens(path, _seconds(buf.contents.actime), _seconds(buf.contents.modtime))
+            times = (_seconds(buf.contents.actime), _seconds(buf.contents.modtime))
         else:
-            now = int(time.time())
-            self._fs.utimens(path, now, now)
+            times = (int(time.time()),) * 2
+        self._show_to_other_links(self._fs.utimens(path, *times))
         return 0
 
     def truncate(self, path: bytes, length: int) -> int:
-        self._fs.truncate(path, length)
+        self._show_to_other_links(self._fs.truncate(path, length))
         return 0
 
     def ftruncate(self, path: Optional[bytes], length: int, fip: Any) -> int:
-        self._fs.truncate(path, length, self._handles[fip.contents.fh])
+        self._show_to_other_links(self._fs.truncate(path, length, self._handles[fip.contents.fh]))
         return 0
 
     # -- files ----------------------------------------------------------------------------------------------------------
@@ -264,18 +269,31 @@ class _Adapter(_Base):  # type: ignore[misc]
         except FsError as error:
             # The kernel looked the name up a moment ago: ESTALE makes it look again, so that O_CREAT still creates.
             raise FsError(errno.ESTALE) if error.errno == errno.ENOENT else error from None
-        self._wait_out_old_size(handle)
+        # Another client may have changed it: the old size would cut our reads.
+        self._wait_out_old_size(handle.node, handle.file.size)
         fi.keep_cache = 1 if handle.trusted else 0
+        # Each name of a hard link has pages of its own in the kernel: only without them do all see the same bytes.
+        fi.direct_io = 1 if len(handle.node.links) > 1 else 0
         fi.fh = self._new_handle(handle)
         return 0
 
-    def _wait_out_old_size(self, handle: Handle) -> None:
-        """Another client changed the size within the kernel's attribute timeout: the old one must not cut our reads."""
-        told = self._told.get(handle.node.ino)
-        if told is not None and told[0] != handle.file.size:
-            remaining_s = told[1] + 2 * ATTR_TIMEOUT_S - time.monotonic()
+    def _wait_out_old_size(self, node: Node, size: int) -> None:
+        """The kernel was told another size a moment ago: let it forget that before it hears that we are done."""
+        told = self._told.get(node.ino)
+        if told is not None and told[0] != size:
+            self._wait_out_attributes(node)
+
+    def _wait_out_attributes(self, node: Node) -> None:
+        told = self._told.get(node.ino)
+        if told is not None:
+            remaining_s = told[1] + 1.2 * ATTR_TIMEOUT_S - time.monotonic()
             if remaining_s > 0:
                 time.sleep(remaining_s)
+
+    def _show_to_other_links(self, node: Node) -> None:
+        """The kernel holds each name of a hard link apart: what we changed through one must show through the others."""
+        if len(node.links) > 1:
+            self._wait_out_attributes(node)
 
     def create(self, path: bytes, mode: int, fip: Any) -> int:
         fi = fip.contents
@@ -288,7 +306,16 @@ class _Adapter(_Base):  # type: ignore[misc]
         return len(data)
 
     def write(self, path: Optional[bytes], buf: Any, size: int, offset: int, fip: Any) -> int:
-        return self._fs.write(self._handles[fip.contents.fh], ctypes.string_at(buf, size), offset)
+        fi = fip.contents
+        handle = self._handles[fi.fh]
+        if handle.appends and not fi.writepage:
+            # The kernel appends at the size it last heard of, which another client's append has moved on.
+            self._fs.append(handle, ctypes.string_at(buf, size))
+        else:
+            self._fs.write(handle, ctypes.string_at(buf, size), offset)
+        if len(handle.node.links) > 1:
+            self._wait_out_old_size(handle.node, handle.file.size)
+        return size
 
     def flush(self, path: Optional[bytes], fip: Any) -> int:
         self._fs.flush(self._handles[fip.contents.fh])
@@ -340,15 +367,15 @@ def serve(
     anything is mounted, MountpointError where libfuse refuses (it prints its reason to stderr itself).
     """
     check_available()
+    cached = filesystem.lifetime_s > 0
     options: Dict[str, Union[str, bool]] = {
         "use_ino": True,
         "big_writes": True,
         "max_write": str(MAX_WRITE_BYTES),
         "max_read": str(MAX_WRITE_BYTES),
         "atomic_o_trunc": True,
-        "entry_timeout": str(ENTRY_TIMEOUT_S),
-        "attr_timeout": str(ATTR_TIMEOUT_S),
-        "ac_attr_timeout": str(ATTR_TIMEOUT_S),
+        "entry_timeout": str(ENTRY_TIMEOUT_S if cached else 0.0),
+        "attr_timeout": str(ATTR_TIMEOUT_S if cached else 0.0),
         **fuse_options,
     }
     try:

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import Optional, Sequence
 
-from ..errors import FX_BAD_MESSAGE, FX_OP_UNSUPPORTED, FX_PERMISSION_DENIED, StatusError
+from ..errors import FX_BAD_MESSAGE, FX_NO_SUCH_FILE, FX_OP_UNSUPPORTED, FX_PERMISSION_DENIED, StatusError
 from . import wire
 from .session import Session
 
@@ -29,6 +29,14 @@ def errno_for(session: Session, what: str, status: StatusError, paths: Sequence[
         return errno.EPERM  # what a local chmod, chown or utimes by someone else gets
     if status.code == FX_OP_UNSUPPORTED and what == "setstat":
         return errno.EPERM
+    if (
+        status.code == FX_NO_SUCH_FILE
+        and what in ("rmdir", "listdir")
+        and _mode(session, paths[-1]) is not None
+    ):
+        return errno.ENOTDIR  # OpenSSH says NO_SUCH_FILE for both
+    if status.code == FX_NO_SUCH_FILE and what == "rename":
+        return _rename_failure(session, paths[0], paths[-1], _mode(session, paths[-1])) or errno.ENOENT
     if not status.is_bare_failure:
         return status.errno
     return _named_failure(session, what, paths) or _disk_failure(session, paths) or errno.EIO
@@ -41,9 +49,9 @@ def _too_long(path: bytes) -> bool:
 def _named_failure(session: Session, what: str, paths: Sequence[bytes]) -> Optional[int]:
     """What the names themselves say."""
     mode = _mode(session, paths[-1])
-    if what in ("mkdir", "create", "symlink", "link") and mode is not None:
-        return errno.EISDIR if what == "create" and stat.S_ISDIR(mode) else errno.EEXIST
-    if what == "open" and mode is not None and stat.S_ISDIR(mode):
+    if what in ("mkdir", "create exclusively", "symlink", "link") and mode is not None:
+        return errno.EEXIST
+    if what in ("open", "create") and mode is not None and stat.S_ISDIR(mode):
         return errno.EISDIR
     if what == "unlink" and mode is not None and stat.S_ISDIR(mode):
         return errno.EISDIR

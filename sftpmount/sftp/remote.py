@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MAX_S = 15.0
+STEADY_S = 10.0  # a session that lived this long was a good one
 # READDIRs in flight: OpenSSH puts 100 names into each reply, so a long listing is otherwise one round trip per 100 names.
 READDIR_WINDOW = 16
 
@@ -88,6 +89,8 @@ class Remote:
         self._changed = threading.Condition()  # guards _session, _closing; no lock is taken under it
         self._session: Optional[Session] = None
         self._closing = threading.Event()
+        self._connected_s = clock()
+        self._backoff_s = 0.0
         self.reconnects = 0
         self.on_lost: Callable[[], None] = lambda: None
         self.on_connected: Callable[[Session], None] = lambda session: None
@@ -97,8 +100,19 @@ class Remote:
     def start(self) -> None:
         """The first connection; whatever is wrong with it passes through (SftpMountError, ConnectionLost)."""
         session = self._new_session()
+        if not self._install(session):
+            raise session.lost or ConnectionLost("closed")
+
+    def _install(self, session: Session) -> bool:
+        """Make ``session`` the one that operations use; False where it has ended, or nobody wants one any more."""
         with self._changed:
-            self._session = session
+            if session.lost is None and not self._closing.is_set():
+                self._session = session
+                self._connected_s = self._clock()
+                self._changed.notify_all()
+                return True
+        session.close()
+        return False
 
     def close(self) -> None:
         """End the connection in order. Nothing may be in flight."""
@@ -147,9 +161,11 @@ class Remote:
         threading.Thread(target=self._reconnect, name="sftp-reconnect", daemon=True).start()
 
     def _reconnect(self) -> None:
-        backoff_s = 0.0
+        if self._clock() - self._connected_s > STEADY_S:
+            self._backoff_s = 0.0  # a session that ends as soon as it begins is no reason to be quick
         complaint = ""
-        while not self._closing.wait(backoff_s * random.uniform(0.5, 1.0)):
+        while not self._closing.wait(self._backoff_s * random.uniform(0.5, 1.0)):
+            self._backoff_s = min(max(BACKOFF_FIRST_S, self._backoff_s * 2), BACKOFF_MAX_S)
             try:
                 session = self._new_session()
                 try:
@@ -161,18 +177,13 @@ class Remote:
                 if str(error) != complaint:  # an outage of hours is one line, not thousands
                     complaint = str(error)
                     log.warning("no connection yet: %s", complaint)
-                backoff_s = min(max(BACKOFF_FIRST_S, backoff_s * 2), BACKOFF_MAX_S)
                 continue
             except Exception:
                 log.exception("reconnecting failed in a way that is not foreseen; trying again")
-                backoff_s = BACKOFF_MAX_S
                 continue
-            with self._changed:
-                if session.lost is not None:  # ended before it was ours to notice
-                    continue
-                self._session = session
-                self.reconnects += 1
-                self._changed.notify_all()
+            if not self._install(session):
+                continue
+            self.reconnects += 1
             log.warning("connected again (reconnect %d)", self.reconnects)
             return
 
@@ -295,7 +306,7 @@ class Remote:
         entries: Dict[bytes, wire.Entry] = {}
         in_flight: List[Pending] = []
         # The second request goes out with the first: most directories fit one reply, and its end shows at once.
-        window, ended = 2, False
+        window, ended, told = 2, False, 0
         try:
             while in_flight or not ended:
                 while not ended and len(in_flight) < window:
@@ -304,6 +315,7 @@ class Remote:
                 if not names:
                     ended = True  # the others in flight are read to their end too: a server may answer out of order
                 window = min(window * 2, READDIR_WINDOW)
+                told += len(names)
                 for entry in names:
                     if wire.is_plain_name(entry.name):
                         entries[entry.name] = entry
@@ -311,7 +323,7 @@ class Remote:
                         log.warning(
                             "a name in %r is left out, no local name can be %r", path, entry.name[:300]
                         )
-                if len(entries) > entries_max:
+                if told > entries_max:
                     raise FsError(errno.EFBIG, "the listing does not end")
         finally:
             try:
@@ -326,13 +338,10 @@ class Remote:
         """Create a directory; fails with EEXIST where anything has the name."""
 
         def recheck(session: Session) -> None:
-            # Ours or another's? A directory that is there after a lost reply is taken as ours only while it is empty:
-            # a lock directory of another process that is held carries something in it or was there before.
-            attrs = _lstat_or_none(session, path)
-            if attrs is None:
-                raise _Redo
-            if not stat.S_ISDIR(attrs.mode or 0) or self._list(session, path, 16):
+            # Ours or another's? Directories serve as locks, so one whose reply was lost is not claimed.
+            if _lstat_or_none(session, path) is not None:
                 raise FsError(errno.EEXIST)
+            raise _Redo
 
         body = wire.string(path) + wire.attrs(Attrs(mode=mode & 0o7777))
         self._meta("mkdir", wire.MKDIR, body, Pending.expect_ok, (path,), recheck)
@@ -357,8 +366,11 @@ class Remote:
 
         return recheck
 
-    def rename(self, old: bytes, new: bytes) -> None:
-        """POSIX rename, atomically over an existing target where the server can; ``old == new`` does nothing."""
+    def rename(self, old: bytes, new: bytes, known: Optional[Attrs] = None) -> None:
+        """POSIX rename, atomically over an existing target where the server can; ``old == new`` does nothing.
+
+        ``known``: attributes of ``old`` as last seen. After a lost reply they tell whether what stands at ``new`` is it.
+        """
         if old == new:  # Windows' OpenSSH deletes a file that is renamed to itself
             self.lstat(old)
             return
@@ -366,8 +378,13 @@ class Remote:
         def recheck(session: Session) -> None:
             if _lstat_or_none(session, old) is not None:
                 raise _Redo
-            if _lstat_or_none(session, new) is None:
+            moved = _lstat_or_none(session, new)
+            if moved is None:
                 raise FsError(errno.ENOENT)
+            if known is None or stat.S_IFMT(known.mode or 0) != stat.S_IFMT(moved.mode or 0):
+                raise FsError(
+                    errno.EIO, "the connection was lost, and it cannot be told whether this was done"
+                )
 
         names = wire.string(old) + wire.string(new)
         if self.has(POSIX_RENAME):
@@ -419,11 +436,10 @@ class Remote:
             raise FsError(errno.EPERM)
 
         def recheck(session: Session) -> None:
-            made = _lstat_or_none(session, new)
-            if made is None:
-                raise _Redo
-            if made != _lstat_or_none(session, old):
+            # As with mkdir: a link may be a lock, and attributes do not tell ours from another's.
+            if _lstat_or_none(session, new) is not None:
                 raise FsError(errno.EEXIST)
+            raise _Redo
 
         body = wire.extended_body(HARDLINK, wire.string(old), wire.string(new))
         self._meta("link", wire.EXTENDED, body, Pending.expect_ok, (old, new), recheck)
@@ -466,7 +482,14 @@ class Remote:
         try:
             return self.run(attempt, recheck if pflags & wire.FXF_EXCL else None)
         except StatusError as status:
-            raise self.explain("create" if pflags & wire.FXF_CREAT else "open", status, path) from None
+            what = (
+                "create exclusively"
+                if pflags & wire.FXF_EXCL
+                else "create"
+                if pflags & wire.FXF_CREAT
+                else "open"
+            )
+            raise self.explain(what, status, path) from None
 
     @staticmethod
     def _lane_for(session: Session, pflags: int) -> Lane:
@@ -531,6 +554,11 @@ class Remote:
         lane, handle = self.attach(file, session)
         return lane.request(wire.FSTAT, wire.string(handle))
 
+    def fsetstat_now(self, file: RemoteFile, session: Session, attrs: Attrs) -> None:
+        """Change attributes through the handle on ``session``; raises StatusError, ConnectionLost."""
+        lane, handle = self.attach(file, session)
+        lane.request(wire.FSETSTAT, wire.string(handle) + wire.attrs(attrs)).wait().expect_ok()
+
     def read(self, file: RemoteFile, offset: int, length: int) -> bytes:
         """At most ``length`` bytes at ``offset``, fewer only at the end of the file; loops over short replies."""
 
@@ -557,12 +585,8 @@ class Remote:
     def fsetstat(self, file: RemoteFile, attrs: Attrs) -> None:
         """Change attributes through the handle; repeatable."""
 
-        def attempt(session: Session) -> None:
-            lane, handle = self.attach(file, session)
-            lane.request(wire.FSETSTAT, wire.string(handle) + wire.attrs(attrs)).wait().expect_ok()
-
         try:
-            self.run(attempt)
+            self.run(lambda session: self.fsetstat_now(file, session, attrs))
         except StatusError as status:
             raise self.explain("setstat", status, file.path) from None
 

@@ -66,10 +66,11 @@ ReplyCallback = Callable[["Pending"], None]
 class Pending:
     """A request in flight. A raw lock is the event: concurrent.futures.Future costs ten times as much per request."""
 
-    __slots__ = ("_callback", "_lock", "body", "error", "kind")
+    __slots__ = ("_callback", "_lock", "body", "error", "kind", "request_id")
 
     def __init__(self, callback: Optional[ReplyCallback] = None) -> None:
         self.kind = 0
+        self.request_id = 0  # set for VERSION alone, which has the version number in this place
         self.body = b""
         self.error: Optional[ConnectionLost] = None
         self._callback = callback
@@ -186,6 +187,10 @@ class Lane:
             raise RemoteDirectoryError(
                 "The server's sftp subsystem does not answer as SFTP; ask its operator."
             )
+        if reply.request_id != 3:
+            raise RemoteDirectoryError(
+                f"The server answers with SFTP version {reply.request_id}, not 3; ask its operator."
+            )
         try:
             self.extensions = wire.parse_extensions(reply.body)
         except wire.WireError as error:
@@ -225,6 +230,7 @@ class Lane:
                 pending = self._pending.pop(request_id, None)
                 if not self._version_known:
                     self._version_known = True
+                    self._version.request_id = request_id
                     self._version.complete(kind, body)
                 elif pending is not None:
                     pending.complete(kind, body)

@@ -32,7 +32,7 @@ ATTR_EXTENDED = 0x80000000
 HANDLE_BYTES_MAX = 256  # the draft's limit
 # OpenSSH sends at most 256 KiB; a bound four times that leaves room for servers that pack more names in one reply.
 REPLY_BYTES_MAX = 1 << 20
-DATA_LENGTH_BYTES = 4
+PARTS_MAX = 256
 
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
@@ -250,6 +250,8 @@ class ReplyReader:
         if len(data):
             self._parts.append(memoryview(data))
             self._have += len(data)
+            if len(self._parts) > PARTS_MAX:  # a server that trickles must not cost a view for every byte
+                self._parts = [memoryview(b"".join(self._parts))]
         replies = []
         while self._have >= 4:
             if not self._need:

@@ -58,7 +58,7 @@ class Memory:
     """What was learnt while connecting and is needed again to reconnect without a person. Secrets: never shown."""
 
     answers: Dict[str, str] = field(default_factory=dict, repr=False)  # question -> the answer that worked
-    unlocked: Dict[bytes, keys.PrivateKey] = field(default_factory=dict, repr=False)  # by public key
+    unlocked: Dict[str, keys.PrivateKey] = field(default_factory=dict, repr=False)  # by file
     host_keys: Dict[Tuple[str, int], bytes] = field(default_factory=dict)  # by host and port
 
 
@@ -265,36 +265,39 @@ class Authenticator:
 
     def _file_signer(self, path: str, data: bytes, public: bytes) -> Callable[[bytes, str], bytes]:
         def sign(message: bytes, algorithm: str) -> bytes:
-            key = self._memory.unlocked.get(public)
-            if key is None:
-                key = self._unlock(path, data)
-                if key.blob != public:
-                    raise _Locked("its public and private halves do not belong together")
-                self._memory.unlocked[public] = key
+            key = self._unlock(path, data)
+            if key.blob != public:
+                raise _Locked("its public and private halves do not belong together")
             return key.sign(message, algorithm)
 
         return sign
 
     def _unlock(self, path: str, data: bytes) -> keys.PrivateKey:
+        """The private key in a file, its passphrase asked for once and for all. Raises _Locked."""
+        if path not in self._memory.unlocked:
+            try:
+                self._memory.unlocked[path] = self._open(path, data)
+            except keys.MalformedKey as error:
+                raise _Locked(str(error)) from None
+        return self._memory.unlocked[path]
+
+    def _open(self, path: str, data: bytes) -> keys.PrivateKey:
         try:
             return keys.load_private_key(data)
-        except keys.MalformedKey as error:
-            raise _Locked(str(error)) from None
         except keys.PassphraseNeeded:
-            pass
-        if self._batch_mode:
-            raise _Locked("it has a passphrase, which batch mode may not ask for; load it into ssh-agent")
+            if self._batch_mode:
+                reason = "it has a passphrase, which batch mode may not ask for; load it into ssh-agent"
+                raise _Locked(reason) from None
         text = f"Passphrase for key {path}: "
         for _ in range(PASSPHRASE_TRIES):
-            passphrase = self._ask(text)
-            if not passphrase:
-                break
+            try:
+                passphrase = self._prompt.secret(text)
+            except AuthenticationError as error:
+                raise _Locked(f"it has a passphrase, and {_clause(error)}") from None
             try:
                 return keys.load_private_key(data, passphrase)
             except keys.PassphraseNeeded:
                 text = f"That did not open it. Passphrase for key {path}: "
-            except keys.MalformedKey as error:
-                raise _Locked(str(error)) from None
         raise _Locked("its passphrase was not given")
 
     def _read(self, path: str, *, is_named: bool) -> Optional[bytes]:
@@ -371,6 +374,10 @@ class Authenticator:
         self._used.add(("keyboard-interactive", b""))
         reply = self._conversation.keyboard_interactive(answer)
         if reply.success or reply.partial:
+            if not self._is_unattended and any("password" not in text.lower() for text in given):
+                self._prompt.notice(
+                    "A reconnect can only repeat these answers: if one was a one-time code, the mount cannot reconnect by itself."
+                )
             self._memory.answers.update(given)
         return None if missing and not (reply.success or reply.partial) else reply
 
@@ -388,13 +395,11 @@ class Authenticator:
             if is_first:
                 self._passed_over.append(f"{method}: batch mode may not ask")
             return None
-        return self._ask(text)
-
-    def _ask(self, text: str) -> str:
         try:
             return self._prompt.secret(text)
         except AuthenticationError as error:
-            raise self._refused(f"{error} ") from None
+            self._passed_over.append(f"{method}: {_clause(error)}")
+            return None
 
     def _refused(self, beginning: str) -> AuthenticationError:
         target = self._target
@@ -450,6 +455,10 @@ def _is_readable(blob: bytes) -> bool:
     except keys.MalformedKey:
         return False
     return True
+
+
+def _clause(error: AuthenticationError) -> str:
+    return str(error).rstrip(".")
 
 
 def _stem(path: str) -> str:

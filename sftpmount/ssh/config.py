@@ -41,6 +41,10 @@ _REPEATED = ("identityfile", "certificatefile")
 # OpenSSH refuses these in names too (CVE-2023-51385): they could leave a ProxyCommand's or Match exec's shell word.
 _FORBIDDEN = frozenset("'`\"$\\;&<>|(){}*?#!~^[]")
 
+# paramiko would expand these for the wrong user, port and home directory, and forgets that %% is a percent sign.
+_HIDDEN = str.maketrans("%~", "\x01\x02")
+_SHOWN = str.maketrans("\x01\x02", "%~")
+
 Settings = Dict[str, List[str]]
 
 
@@ -191,7 +195,7 @@ def _read_config(options: SshOptions, local: Local) -> Settings:
         paths = [_tilde(USER_CONFIG, local), SYSTEM_CONFIG]
     else:
         paths = [] if options.config_file.lower() == "none" else [options.config_file]
-    text = ""
+    text = f"User {options.user}\n" if options.user is not None else ""  # for "Match user"
     for path in paths:
         try:
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
@@ -203,11 +207,11 @@ def _read_config(options: SshOptions, local: Local) -> Settings:
         except OSError as error:
             raise UsageError(f"{path} cannot be read ({error.strerror}).") from None
     try:
-        found = paramiko.SSHConfig.from_text(text).lookup(options.host)
+        found = paramiko.SSHConfig.from_text(text.translate(_HIDDEN)).lookup(options.host)
     except Exception as error:  # paramiko raises what comes: its own errors, ValueError, IndexError
         raise UsageError(f"ssh_config cannot be read: {error}") from None
     for keyword, got in found.items():
-        values = list(got) if isinstance(got, list) else [str(got)]
+        values = [value.translate(_SHOWN) for value in (got if isinstance(got, list) else [str(got)])]
         if keyword in _REPEATED:
             settings.setdefault(keyword, []).extend(values)
         elif keyword not in settings:

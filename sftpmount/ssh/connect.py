@@ -116,6 +116,7 @@ class Dialer:
         self._targets[options] = target
         pinned = pinned or self._memory.host_keys.get((target.host, target.port))
         via: Optional[Connection] = None
+        sock: Optional[socket.socket] = None
         transport: Optional[HardenedTransport] = None
         try:
             if target.proxy_jump:
@@ -138,6 +139,8 @@ class Dialer:
         except BaseException:
             if transport is not None:
                 transport.close()
+            elif sock is not None:
+                _hang_up(sock)
             if via is not None:
                 via.close()
             raise
@@ -243,6 +246,15 @@ def _tunnel(via: Connection, target: Target) -> socket.socket:
             f"The jump host does not connect us to {target.host} port {target.port} ({error}). "
             f"Check that it can reach that host and allows TCP forwarding."
         ) from None
+
+
+def _hang_up(sock: socket.socket) -> None:
+    """Shut down as well as close, since a tunnel or a ProxyCommand at the other end waits for that."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+    sock.close()
 
 
 def _known_hosts(target: Target) -> KnownHosts:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import socket
 import subprocess
 import threading
@@ -15,6 +17,7 @@ from sftpmount.errors import Unreachable
 TCP_USER_TIMEOUT_S = 120
 TCP_KEEPALIVE_S = 60
 ADDRESSES_MAX = 16
+COMMAND_END_TIMEOUT_S = 5.0
 
 Resolver = Callable[..., List[Tuple[int, int, int, str, Tuple[object, ...]]]]
 
@@ -105,7 +108,7 @@ def _connect(
 def dial_command(command: str, host: str) -> socket.socket:
     """Run a ProxyCommand, as ssh does by the user's shell, and return our end of the socket pair it talks through.
 
-    The child ends when our end is closed; a thread waits for it, so that it leaves no zombie. Raises Unreachable.
+    Shutting that end down ends the command and what it started. Raises Unreachable.
     """
     ours, theirs = socket.socketpair()
     shell = os.environ.get("SHELL") or "/bin/sh"
@@ -124,5 +127,23 @@ def dial_command(command: str, host: str) -> socket.socket:
         ) from None
     finally:
         theirs.close()
-    threading.Thread(target=process.wait, name="proxy command", daemon=True).start()
+    threading.Thread(target=_end_with, args=(process, ours.dup()), name="proxy command", daemon=True).start()
     return ours
+
+
+def _end_with(process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+    """Wait until either end of the pair is shut down, then end the command: not all of them notice by themselves."""
+    poller = select.poll()
+    poller.register(sock.fileno(), 0)  # which leaves the hang-up alone
+    poller.poll()
+    sock.close()
+    for number in (signal.SIGHUP, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)  # not yet waited for, so the number is still its own
+        except ProcessLookupError:
+            pass
+        try:
+            process.wait(COMMAND_END_TIMEOUT_S)
+            return
+        except subprocess.TimeoutExpired:
+            pass

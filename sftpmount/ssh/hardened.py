@@ -134,6 +134,7 @@ class HardenedTransport(paramiko.Transport):
         rekey_bytes_max: Optional[int] = None,
         rekey_interval_s: float = 3600.0,
     ) -> None:
+        policy = _within_means(policy, self._kex_info)
         super().__init__(sock, packetizer_class=PacketStream)  # type: ignore[arg-type]
         sock.setblocking(
             False
@@ -145,7 +146,8 @@ class HardenedTransport(paramiko.Transport):
             self.packetizer
         )  # what paramiko "closes" is only shut down; PacketStream.release has the reason
         self.set_log_channel("sftpmount.ssh")
-        self.policy = policy = _within_means(policy, self._kex_info)
+        self.name = "sftpmount-transport"
+        self.policy = policy
         self.offer: Optional[ServerOffer] = None
         self.host_key_blob = b""
         self._rekey_bytes_max = rekey_bytes_max
@@ -418,6 +420,16 @@ class HardenedTransport(paramiko.Transport):
         if self.logger.isEnabledFor(logging.DEBUG):
             for line in msg if isinstance(msg, list) else [msg]:
                 self.logger.debug("%s", printable(str(line), 4000))
+
+
+def aes_in_hardware(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether the processor has AES instructions, for make_policy(fast_aes=); True where it cannot be known."""
+    try:
+        with open(cpuinfo, encoding="ascii", errors="replace") as file:
+            flags = [line.split() for line in file if line.startswith(("flags", "Features"))]
+    except OSError:
+        return True
+    return not flags or "aes" in flags[0]
 
 
 def _offer(parsed: Dict[str, Any]) -> ServerOffer:

@@ -28,9 +28,8 @@ __all__ = ["Channel", "ChannelRefused", "Connection", "HardenedTransport", "Nego
 _WINDOW_BYTES = 2**30
 _PACKET_BYTES_IN = 32768
 _PACKET_BYTES_OUT_MAX = 128 * 1024
-_BATCH_BYTES = (
-    128 * 1024
-)  # handed to the socket at once; a request of another channel waits no longer than for this
+# Handed to the socket at once: a WRITE of 128 KiB with its header. A request of another channel waits no longer than for this.
+_BATCH_BYTES = 132 * 1024
 _CHANNEL_TIMEOUT_S = 60.0
 
 # Message numbers (RFC 4250 section 4.1.2).
@@ -265,8 +264,7 @@ class Connection:
         except (SSHException, EOFError, OSError) as error:
             raise ConnectionLost(printable(str(error))) from error
         ours, theirs = socket.socketpair()
-        for pump in (_pump_in, _pump_out):
-            threading.Thread(target=pump, args=(channel, ours), name="sftpmount-tunnel", daemon=True).start()
+        threading.Thread(target=_tunnel, args=(channel, ours), name="sftpmount-tunnel", daemon=True).start()
         return theirs
 
     def heartbeat(self) -> None:
@@ -315,34 +313,35 @@ def _message(number: int, *fields: Union[str, bool, int]) -> bytes:
     return message.asbytes()
 
 
-def _pump_in(channel: paramiko.Channel, sock: socket.socket) -> None:
-    """From the tunnel to the socket."""
+def _tunnel(channel: paramiko.Channel, sock: socket.socket) -> None:
+    """Carry bytes between the two until either ends, then end both."""
+    outbound = threading.Thread(
+        target=_pump,
+        args=(sock.recv, channel.sendall, channel, sock),
+        name="sftpmount-tunnel-out",
+        daemon=True,
+    )
+    outbound.start()
+    _pump(channel.recv, sock.sendall, channel, sock)
+    outbound.join()
+    sock.close()
+
+
+def _pump(
+    read: Callable[[int], bytes],
+    write: Callable[[bytes], object],
+    channel: paramiko.Channel,
+    sock: socket.socket,
+) -> None:
+    """Copy until the end of one side, then shut both down, so that the pump of the other direction ends as well."""
     try:
         while True:
-            data = channel.recv(65536)
+            data = read(65536)
             if not data:
                 break
-            sock.sendall(data)
-    except (OSError, ConnectionLost, SSHException):
+            write(data)
+    except (OSError, EOFError, ConnectionLost, SSHException):
         pass
-    _end_pump(channel, sock)
-
-
-def _pump_out(channel: paramiko.Channel, sock: socket.socket) -> None:
-    """From the socket to the tunnel."""
-    try:
-        while True:
-            data = sock.recv(65536)
-            if not data:
-                break
-            channel.sendall(data)
-    except (OSError, ConnectionLost, SSHException):
-        pass
-    _end_pump(channel, sock)
-
-
-def _end_pump(channel: paramiko.Channel, sock: socket.socket) -> None:
-    """Shuts both down, so that the other pump ends as well; the last reference to ``sock`` closes it."""
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:

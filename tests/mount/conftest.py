@@ -37,7 +37,9 @@ def here(live_mount: Callable[[], Mount], request: pytest.FixtureRequest) -> Her
     number = 0
     while True:
         try:
-            (mount.path / f"{name}-{number}").mkdir()
+            # Made on the server: a directory that the mount makes is complete to it, and hides for some seconds (the lease)
+            # what the tests put into it on the server's side.
+            (mount.served / f"{name}-{number}").mkdir()
         except FileExistsError:
             number += 1
             continue

@@ -23,6 +23,7 @@ from mount.helpers import (
     refused,
     renameat2,
 )
+from support.process import wait_until
 
 EDGES = [1, 4095, 4096, 4097, 131071, 131072, 131073, 300_001]
 
@@ -358,20 +359,22 @@ class TestMmap:
 
     def test_two_mappings_and_write_see_each_other(self, here: Here) -> None:
         (here.path / "f").write_bytes(bytes(20_000))
-        with opened(here.path / "f", os.O_RDWR) as one, opened(here.path / "f", os.O_RDWR) as two:
-            with mmap.mmap(one, 20_000) as first, mmap.mmap(two, 20_000) as second:
-                first[100:103] = b"abc"
-                assert second[100:103] == b"abc"
-                os.pwrite(two, b"xyz", 12_000)
-                assert first[12_000:12_003] == b"xyz"
+        with (here.path / "f").open("r+b") as one, (here.path / "f").open("r+b") as two:
+            first, second = mmap.mmap(one.fileno(), 20_000), mmap.mmap(two.fileno(), 20_000)
+            first[100:103] = b"abc"
+            assert second[100:103] == b"abc"
+            os.pwrite(two.fileno(), b"xyz", 12_000)
+            assert first[12_000:12_003] == b"xyz"
+            first.close()
+            second.close()
         assert (here.served / "f").read_bytes()[12_000:12_003] == b"xyz"
 
     def test_private_mappings_change_nothing(self, here: Here) -> None:
         (here.path / "f").write_bytes(b"original")
-        with opened(here.path / "f", os.O_RDONLY) as fd:
-            with mmap.mmap(fd, 8, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as mapped:
-                mapped[:3] = b"new"
-                assert mapped[:] == b"newginal"
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        with opened(here.path / "f", os.O_RDONLY) as fd, mmap.mmap(fd, 8, mmap.MAP_PRIVATE, access) as mapped:
+            mapped[:3] = b"new"
+            assert mapped[:] == b"newginal"
         assert (here.served / "f").read_bytes() == (here.path / "f").read_bytes() == b"original"
 
 
@@ -538,7 +541,9 @@ class TestRename:
             assert (here.path / "b").read_bytes() == noise(300_000, 1)
             assert sorted(os.listdir(here.path)) == ["b"]
         assert (here.served / "b").read_bytes() == noise(300_000, 1)
-        assert os.listdir(here.served) == ["b"]
+        wait_until(
+            lambda: os.listdir(here.served) == ["b"], 5.0, "the end of the replaced file on the server"
+        )
 
     def test_a_directory_with_an_open_file_below(self, here: Here) -> None:
         (here.path / "a").mkdir()
@@ -581,6 +586,11 @@ class TestRename:
 
 
 class TestUnlink:
+    @staticmethod
+    def wait_for_nothing_left(here: Here) -> None:
+        """The kernel tells of the last close after close() has returned, and the server's side follows that."""
+        wait_until(lambda: os.listdir(here.served) == [], 5.0, "the end of the unlinked file on the server")
+
     def test_an_open_file_keeps_its_data(self, here: Here) -> None:
         (here.path / "f").write_bytes(noise(300_000))
         with opened(here.path / "f", os.O_RDWR) as fd:
@@ -593,14 +603,15 @@ class TestUnlink:
             os.ftruncate(fd, 300_002)
             assert os.fstat(fd).st_size == 300_002
             assert os.pread(fd, 10, 299_999) == noise(300_000)[-1:] + b"en"
-        assert os.listdir(here.path) == os.listdir(here.served) == []
+        assert os.listdir(here.path) == []
+        self.wait_for_nothing_left(here)
 
     def test_an_open_file_with_unsaved_writes(self, here: Here) -> None:
         with opened(here.path / "f", os.O_CREAT | os.O_RDWR) as fd:
             os.write(fd, b"unsaved")
             os.unlink(here.path / "f")
             assert os.pread(fd, 100, 0) == b"unsaved"
-        assert os.listdir(here.served) == []
+        self.wait_for_nothing_left(here)
 
     def test_the_name_can_be_used_again_at_once(self, here: Here) -> None:
         (here.path / "f").write_bytes(b"old content")
@@ -621,7 +632,7 @@ class TestUnlink:
             os.unlink(here.path / "d" / "f")
             os.rmdir(here.path / "d")
             assert os.pread(fd, 10, 0) == b"data"
-        assert os.listdir(here.served) == []
+        self.wait_for_nothing_left(here)
 
     def test_refusals(self, here: Here) -> None:
         (here.path / "d" / "below").mkdir(parents=True)

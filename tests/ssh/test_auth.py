@@ -52,7 +52,7 @@ class Recorder:
     def secret(self, text: str) -> str:
         self.questions.append(text)
         if not self.answers:
-            raise AuthenticationError("There is no terminal to ask at.")
+            raise AuthenticationError("there is no terminal to ask at.")
         return self.answers.pop(0)
 
     def notice(self, text: str) -> None:
@@ -220,6 +220,20 @@ def test_a_reconnect_asks_for_nothing(login: Login, own_sshd: Sshd, tmp_path: Pa
         dialer().close()
     assert len(login.prompt.questions) == 1
     assert SECRET not in repr(vars(dialer))
+
+
+def test_a_key_that_cannot_be_unlocked_does_not_keep_the_next_one_out(
+    login: Login, own_sshd: Sshd, tmp_path: Path
+) -> None:
+    locked = keygen(tmp_path / "locked", "ed25519", passphrase=SECRET)
+    allow(own_sshd, locked, own_sshd.user_key)
+    login(locked, own_sshd.user_key)
+    assert len(login.prompt.questions) == 1
+    allow(own_sshd, locked)
+    with pytest.raises(
+        AuthenticationError, match=rf"{locked}: it has a passphrase, and there is no terminal"
+    ):
+        login(locked)
 
 
 def test_batch_mode_never_asks(login: Login, own_sshd: Sshd, tmp_path: Path) -> None:
@@ -605,7 +619,8 @@ def test_keyboard_interactive_questions_are_cleaned_and_answered(home: Path, tmp
     with Custom(tmp_path, "keyboard-interactive", answers=questions) as server:
         prompt, dialer = log_in(server, home, SECRET, "123456")
         finish(dialer)
-        assert [text.isprintable() for text in prompt.questions + prompt.notices] == [True] * 3
+        assert [text.isprintable() for text in prompt.questions + prompt.notices] == [True] * 4
+        assert "one-time code" in prompt.notices[1]
         assert "(somebody@127.0.0.1) Password:" in prompt.questions[0]
         finish(dialer)
         assert len(prompt.questions) == 2
@@ -640,7 +655,7 @@ def test_preferred_authentications_and_methods_switched_off(home: Path, tmp_path
 def test_nobody_to_ask_is_an_authentication_error(home: Path, tmp_path: Path) -> None:
     with Custom(tmp_path, "password") as server:
         _, dialer = log_in(server, home)
-        with pytest.raises(AuthenticationError, match="There is no terminal to ask at"):
+        with pytest.raises(AuthenticationError, match="Not tried: password: there is no terminal to ask at"):
             finish(dialer)
 
 

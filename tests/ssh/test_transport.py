@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from contextlib import closing, contextmanager
@@ -19,6 +22,7 @@ from paramiko import Message
 
 from sftpmount.errors import ConnectionLost, HostKeyError, PolicyError, Unreachable
 from sftpmount.ssh.ciphers import Clear
+from sftpmount.ssh.hardened import aes_in_hardware
 from sftpmount.ssh.kex import _GROUP18_PRIME, KexGexAtLeast
 from sftpmount.ssh.packetizer import Gather, PacketStream
 from sftpmount.ssh.policy import Policy, make_policy
@@ -31,7 +35,6 @@ Subsystem echo /bin/cat
 Subsystem discard /bin/cat >/dev/null
 Subsystem source /usr/bin/head -c 8000000 /dev/zero
 Subsystem stuck /bin/sleep 1000
-Subsystem grumble read line; printf 'no \\033[2J disk' >&2
 """
 ALL_MACS = "MACs hmac-sha2-512-etm@openssh.com,hmac-sha2-256-etm@openssh.com,hmac-sha2-256,hmac-sha2-512\n"
 
@@ -104,7 +107,9 @@ class Receiver:
         return connection.open_subsystem(name, self.on_data, self.on_closed)
 
     def expect(self, count: int) -> None:
-        wait_until(lambda: self.bytes >= count or bool(self.endings), WAIT_S, f"{count} bytes (have {self.bytes})")
+        wait_until(
+            lambda: self.bytes >= count or bool(self.endings), WAIT_S, f"{count} bytes (have {self.bytes})"
+        )
         assert self.bytes == count, self.endings
 
     def expect_end(self) -> Exception:
@@ -134,9 +139,9 @@ def echo(connection: Connection, size: int) -> None:
     data = memoryview(os.urandom(size))
     at, step = 0, 1
     while at < size:
-        channel.send(data[at : at + 9], bytearray(data[at + 9 : at + step]), b"") if step > 9 else channel.send(
-            data[at : at + step]
-        )
+        channel.send(
+            data[at : at + 9], bytearray(data[at + 9 : at + step]), b""
+        ) if step > 9 else channel.send(data[at : at + step])
         at += step
         step = min(step * 3 + 1, 1_000_003)
     receiver.expect(size)
@@ -173,7 +178,10 @@ def test_every_key_exchange_alone(server: Sshd, kex: str) -> None:
 @pytest.mark.parametrize("profile", ["hardened", "pq"])
 def test_ml_kem(tmp_path: Path, profile: str) -> None:
     """Debian 12's OpenSSH does not have it; asyncssh does."""
-    with AsyncsshEcho(["mlkem768x25519-sha256"]) as server, closing(connect(server, make_policy(profile))) as connection:
+    with (
+        AsyncsshEcho("mlkem768x25519-sha256") as server,
+        closing(connect(server, make_policy(profile))) as connection,
+    ):
         assert connection.negotiated.kex == "mlkem768x25519-sha256"
         echo(connection, 300_001)
 
@@ -184,7 +192,7 @@ def test_every_host_key_type_alone(server: Sshd, name: str) -> None:
         assert transport.negotiated.host_key_type == name
         kind = "rsa" if "rsa" in name else "ed25519"
         line = (server.dir / f"host_{kind}.pub").read_text().split()
-        key = paramiko.PKey.from_type_string(line[0], __import__("base64").b64decode(line[1]))
+        key = paramiko.PKey.from_type_string(line[0], base64.b64decode(line[1]))
         assert transport.host_key_blob == key.asbytes()
         assert transport.negotiated.host_key_fingerprint == key.fingerprint
 
@@ -197,7 +205,10 @@ def test_ecdsa_host_keys(tmp_path: Path, bits: int) -> None:
 
 
 def test_a_server_without_macs_is_fine_with_gcm(tmp_path: Path) -> None:
-    with own_server(tmp_path, "MACs -*\nCiphers aes256-gcm@openssh.com\n") as sshd, closing(connect(sshd)) as connection:
+    with (
+        own_server(tmp_path, "MACs -*\nCiphers aes256-gcm@openssh.com\n") as sshd,
+        closing(connect(sshd)) as connection,
+    ):
         assert connection.negotiated.cipher_out == "aes256-gcm@openssh.com"
         assert connection.negotiated.mac_out == ""
         echo(connection, 100_001)
@@ -213,7 +224,10 @@ def test_what_was_negotiated_is_told(connection: Connection) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("Ciphers aes256-ctr\nMACs hmac-sha2-256,hmac-sha1\n", "MACs for aes256-ctr: hmac-sha2-256, hmac-sha1"),
+        (
+            "Ciphers aes256-ctr\nMACs hmac-sha2-256,hmac-sha1\n",
+            "MACs for aes256-ctr: hmac-sha2-256, hmac-sha1",
+        ),
         ("Ciphers aes256-cbc,3des-cbc\n", "ciphers: aes256-cbc, 3des-cbc"),
         ("KexAlgorithms diffie-hellman-group14-sha1\n", "key exchanges: diffie-hellman-group14-sha1"),
         ("HostKeyAlgorithms ssh-rsa\n", "host key types: ssh-rsa"),
@@ -227,14 +241,20 @@ def test_weak_servers_are_refused_with_what_they_offered(tmp_path: Path, config:
 
 def test_compatible_takes_what_it_says(tmp_path: Path) -> None:
     config = "Ciphers aes256-ctr\nMACs hmac-sha2-256\n"
-    with own_server(tmp_path, config) as sshd, closing(connect(sshd, make_policy("compatible"))) as connection:
+    with (
+        own_server(tmp_path, config) as sshd,
+        closing(connect(sshd, make_policy("compatible"))) as connection,
+    ):
         assert connection.negotiated.mac_in == "hmac-sha2-256"
         echo(connection, 100_001)
 
 
 @pytest.mark.parametrize("cipher", ["chacha20-poly1305@openssh.com", "aes128-ctr"])
 def test_no_strict_kex_is_refused_where_terrapin_matters(cipher: str) -> None:
-    with WeakServer(cipher=cipher, strict_kex=False) as weak, pytest.raises(PolicyError, match="strict key exchange"):
+    with (
+        WeakServer(cipher=cipher, strict_kex=False) as weak,
+        pytest.raises(PolicyError, match="strict key exchange"),
+    ):
         weak.handshake()
 
 
@@ -276,7 +296,28 @@ def test_the_prime_of_group18_is_rfc_3526s() -> None:
 
     one = 1 << (8062 + 128)
     pi = 4 * (4 * arctan_inverse(5, one) - arctan_inverse(239, one))
-    assert _GROUP18_PRIME == 2**8192 - 2**8128 - 1 + 2**64 * ((pi >> 128) + 4743158)
+    expected = 2**8192 - 2**8128 - 1 + 2**64 * ((pi >> 128) + 4743158)
+    assert expected == _GROUP18_PRIME
+
+
+def test_ml_kem_is_not_offered_where_the_library_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {name: kex for name, kex in HardenedTransport._kex_info.items() if "mlkem" not in name}
+    monkeypatch.setattr(HardenedTransport, "_kex_info", known)
+    with WeakServer() as weak:
+        assert weak.handshake().kex.startswith("curve25519-sha256")
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(PolicyError, match="cryptography 48"):
+        HardenedTransport(ours, make_policy("pq"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("flags\t: fpu aes avx\n", True), ("Features\t: fp asimd crc32\n", False), ("model name\t: x\n", True)],
+)
+def test_aes_in_hardware(tmp_path: Path, text: str, expected: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert aes_in_hardware(str(tmp_path / "cpuinfo")) is expected
+    assert aes_in_hardware(str(tmp_path / "missing")) is True
 
 
 def test_another_host_key_at_rekeying_is_refused(connection: Connection) -> None:
@@ -304,7 +345,10 @@ def test_rekeying_by_the_server_during_transfer_both_ways(tmp_path: Path) -> Non
 
 
 def test_rekeying_by_both_at_once(tmp_path: Path) -> None:
-    with own_server(tmp_path, "RekeyLimit 1M\n") as sshd, closing(connect(sshd, rekey_bytes_max=1_000_000)) as connection:
+    with (
+        own_server(tmp_path, "RekeyLimit 1M\n") as sshd,
+        closing(connect(sshd, rekey_bytes_max=1_000_000)) as connection,
+    ):
         echo(connection, 8_000_003)
 
 
@@ -333,7 +377,9 @@ def test_the_heartbeat_does_not_wait_for_a_key_exchange(server: Sshd) -> None:
 # --- channels --------------------------------------------------------------------------------------------------------
 
 
-def test_receiving_more_than_a_window_of_packets(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_receiving_more_than_a_window_of_packets(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a small window, so that it must be topped up many times."""
     monkeypatch.setattr("sftpmount.ssh.transport._WINDOW_BYTES", 200_000)
     receiver = Receiver()
@@ -401,13 +447,13 @@ def test_too_many_channels_are_refused(tmp_path: Path) -> None:
         first.expect(10)
 
 
-def test_stderr_is_the_reason_of_the_end_and_harmless(connection: Connection) -> None:
-    receiver = Receiver()
-    channel = receiver.open(connection, "grumble")
-    channel.send(b"go on\n")
-    reason = str(receiver.expect_end())
-    assert "no ?[2J disk" in reason
-    assert receiver.bytes == 0
+def test_stderr_is_the_reason_of_the_end_and_harmless() -> None:
+    """OpenSSH keeps a subsystem's stderr to itself; others send it."""
+    with AsyncsshEcho() as server, closing(connect(server)) as connection:
+        receiver = Receiver()
+        receiver.open(connection, "grumble")
+        assert "no ?[2J disk" in str(receiver.expect_end())
+        assert receiver.bytes == 0
 
 
 def test_close_ends_the_channel_once_and_keeps_the_connection(connection: Connection) -> None:
@@ -468,7 +514,9 @@ def test_a_mute_server_is_noticed_and_does_not_block_the_heartbeat(tmp_path: Pat
         sshd.pause()
         try:
             failures = in_thread(lambda: [channel.send(bytes(1_000_000)) for _ in range(100)] and None)
-            wait_until(lambda: connection._transport.packetizer._socket_lock.locked(), WAIT_S, "a blocked sender")
+            wait_until(
+                lambda: connection._transport.packetizer._socket_lock.locked(), WAIT_S, "a blocked sender"
+            )
             heard = connection.last_heard_s()
             began = time.monotonic()
             for _ in range(3):
@@ -583,7 +631,11 @@ def test_a_silent_server_is_given_up_in_time(answer: bytes) -> None:
 
 @pytest.mark.parametrize("cipher", [*HARDENED.ciphers[:3], "aes128-ctr", "plain mac"])
 def test_a_packet_changed_on_the_way_ends_the_connection(server: Sshd, cipher: str) -> None:
-    policy = make_policy("compatible", ciphers="aes128-ctr", macs="hmac-sha2-256") if cipher == "plain mac" else None
+    policy = (
+        make_policy("compatible", ciphers="aes128-ctr", macs="hmac-sha2-256")
+        if cipher == "plain mac"
+        else None
+    )
     with TamperingRelay(server.port) as relay:
         relay_as = type("Server", (), {"port": relay.port, "user": server.user, "user_key": server.user_key})
         connection = connect(relay_as, policy or make_policy(ciphers=cipher))
@@ -671,7 +723,10 @@ class WeakServer:
     """paramiko as a server in this process, for what OpenSSH does no more; up to the key exchange."""
 
     def __init__(
-        self, key: Optional[paramiko.PKey] = None, cipher: str = "aes128-gcm@openssh.com", strict_kex: bool = True
+        self,
+        key: Optional[paramiko.PKey] = None,
+        cipher: str = "aes128-gcm@openssh.com",
+        strict_kex: bool = True,
     ) -> None:
         self._ours, theirs = socket.socketpair()
         policy = make_policy("compatible", ciphers=cipher)
@@ -702,15 +757,15 @@ class WeakServer:
 
 
 class AsyncsshEcho:
-    """An asyncssh server in this process that echoes on a subsystem, with one list of key exchanges."""
+    """An asyncssh server in this process with one key exchange: subsystem "grumble" writes to stderr and ends, others echo."""
 
     user = "anyone"
 
-    def __init__(self, kex: List[str]) -> None:
+    def __init__(self, kex: str = "curve25519-sha256") -> None:
         self._kex = kex
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._directory = Path(__import__("tempfile").mkdtemp())
+        self._directory = Path(tempfile.mkdtemp())
         self.user_key = self._directory / "key"
 
     def __enter__(self) -> AsyncsshEcho:
@@ -724,7 +779,7 @@ class AsyncsshEcho:
                 0,
                 server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
                 authorized_client_keys=asyncssh.import_authorized_keys(key.export_public_key().decode()),
-                kex_algs=self._kex,
+                kex_algs=[self._kex],
                 encoding=None,
                 process_factory=self._echo,
             )
@@ -735,8 +790,11 @@ class AsyncsshEcho:
 
     @staticmethod
     async def _echo(process: Any) -> None:
-        while data := await process.stdin.read(65536):
-            process.stdout.write(data)
+        if process.subsystem == "grumble":
+            process.stderr.write(b"no \x1b[2J disk")
+        else:
+            while data := await process.stdin.read(65536):
+                process.stdout.write(data)
         process.exit(0)
 
     def __exit__(self, *_: object) -> None:
@@ -748,7 +806,7 @@ class AsyncsshEcho:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(WAIT_S)
         self._loop.close()
-        __import__("shutil").rmtree(self._directory)
+        shutil.rmtree(self._directory)
 
 
 class TamperingRelay:

@@ -1,0 +1,1 @@
+"""Real backup tools on a real mount, small enough for every run."""
