@@ -98,7 +98,7 @@ def _run(argv: Sequence[str]) -> int:
 
 def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
     """Connect, mount, serve until unmounted, store what is held; returns the exit status. ``ready`` is called in between."""
-    daemon.interrupt_on_stop_signals()
+    daemon.die_of_stop_signals()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold keys and passwords
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     prompt = Prompt(os.environ, batch_mode=wanted.ssh.batch_mode)

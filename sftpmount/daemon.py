@@ -10,6 +10,7 @@ told by the parent, in the child's words and with its exit status.
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import select
@@ -17,7 +18,7 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Callable, Deque, Dict, List, NoReturn, Optional, Tuple
+from typing import Callable, Deque, Dict, Iterator, List, NoReturn, Optional, Tuple, Union
 
 from .errors import SftpMountError
 
@@ -65,7 +66,10 @@ def in_background(work: Callable[[Callable[[], None]], int], check_usable: Calla
 
     def pass_on(number: int, frame: Optional[FrameType]) -> None:
         interrupted.append(number)
-        os.kill(child, signal.SIGTERM)
+        try:
+            os.kill(child, signal.SIGTERM)
+        except ProcessLookupError:
+            pass  # it has ended by itself
 
     previous = _handle(pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -102,7 +106,7 @@ def _run_child(channel: int, work: Callable[[Callable[[], None]], int]) -> NoRet
 
     status, sentence = 1, ""
     try:
-        interrupt_on_stop_signals()
+        die_of_stop_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         status = work(ready)
         sentence = "interrupted."  # for a parent that waits still: a signal came before the mount did
@@ -250,18 +254,36 @@ class Noise:
 # -- signals -------------------------------------------------------------------------------------------------------------
 
 
-def interrupt_on_stop_signals() -> None:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt as SIGINT does, so that a prompt gives the terminal its echo back."""
+def die_of_stop_signals() -> None:
+    """Let the stop signals end this process at once, which is right while nothing is mounted.
+
+    A KeyboardInterrupt instead would come late where the signal comes just before a long wait.
+    """
+    _handle(signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within, stop signals raise KeyboardInterrupt: for a prompt that must give the terminal its echo back."""
+
+    was_interrupted = False
 
     def interrupt(number: int, frame: Optional[FrameType]) -> None:
+        nonlocal was_interrupted
+        was_interrupted = True
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN)  # one is enough: the next would hit what cleans up
         raise KeyboardInterrupt
 
-    _handle(interrupt)
+    previous = _handle(interrupt)
+    try:
+        yield
+    finally:
+        if not was_interrupted:
+            _restore(previous)
 
 
-_Handler = Callable[[int, Optional[FrameType]], object]
+_Handler = Union[Callable[[int, Optional[FrameType]], object], signal.Handlers]
 
 
 def _handle(handler: _Handler) -> Dict[signal.Signals, object]:

@@ -55,18 +55,17 @@ def check(path: str, *, nonempty: bool) -> int:
             raise MountpointError(f"{shown} is not a directory: name a directory to mount on.")
         if present and not automount and (not nonempty or present.kind == "fuse.sftpmount"):
             by = f"{printable(present.source)} ({printable(present.kind)})"
+            remedy = "fusermount3 -u" if present.kind.startswith("fuse") else "umount"
+            raise MountpointError(f"{shown} is in use as the mountpoint of {by}: run {remedy} {shown} first.")
+        if not automount and not _may_mount_on(path, status):
             raise MountpointError(
-                f"{shown} is in use as the mountpoint of {by}: run fusermount3 -u {shown} first."
+                f"{shown} is not yours to mount on: name a directory that you own and may write to."
             )
         # To look into an automount point that waits for this very mount would wait for ever; it is empty anyway.
         if not automount and not nonempty and os.listdir(path):
             raise MountpointError(
                 f"{shown} is not empty, and may hold a backup made while nothing was mounted there: "
                 "move away what it holds, or write -o nonempty to hide it."
-            )
-        if not automount and not _may_mount_on(path, status):
-            raise MountpointError(
-                f"{shown} is not yours to mount on: name a directory that you own and may write to."
             )
     except OSError as error:
         raise MountpointError(_explained(error, shown)) from None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Mapping
 
+from .daemon import interruptible
 from .errors import AuthenticationError
 from .logs import printable
 
@@ -40,7 +41,8 @@ class Prompt:
         has_terminal = require != "force" and _has_terminal()
         if has_terminal and not (program and require == "prefer"):
             try:
-                return getpass.getpass(question + " ")
+                with interruptible():
+                    return getpass.getpass(question + " ")
             except EOFError:
                 raise AuthenticationError(f"{question!r} was not answered: mount again.") from None
         if program and require != "never":

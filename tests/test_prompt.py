@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Iterator
 
 import pytest
 
@@ -66,27 +68,58 @@ def test_notices_are_escaped_and_keep_their_lines(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == "sftpmount: Welcome\nsftpmount: to \\x1b[31mred\n"
 
 
-def test_a_terminal_is_asked_without_echo() -> None:
-    code = (
-        "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-        "from sftpmount.prompt import Prompt; print(repr(Prompt({}, batch_mode=False).secret('Password: ')))"
-    )
-    controller, terminal = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=terminal,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        cwd=Path(__file__).parents[1],
-    ) as process:
-        seen = b""
-        while not seen.endswith(b"Password: "):
-            seen += os.read(controller, 100)
-        os.write(controller, b"geheim\n")
-        answer, errors = process.communicate(timeout=20)
-    seen += os.read(controller, 100)
-    os.close(terminal)
-    os.close(controller)
+class Terminal:
+    """A process that asks for a password at a terminal of its own."""
+
+    def __init__(self) -> None:
+        code = (
+            "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+            "from sftpmount.prompt import Prompt; print(repr(Prompt({}, batch_mode=False).secret('Password: ')))"
+        )
+        self.controller, self.terminal = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=self.terminal,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            cwd=Path(__file__).parents[1],
+        )
+        self.seen = b""
+        while not self.seen.endswith(b"Password: "):
+            self.seen += os.read(self.controller, 100)
+
+    @property
+    def echoes(self) -> bool:
+        return bool(termios.tcgetattr(self.terminal)[3] & termios.ECHO)
+
+    def close(self) -> None:
+        self.process.communicate(timeout=20)
+        os.close(self.terminal)
+        os.close(self.controller)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    each = Terminal()
+    yield each
+    each.process.kill()
+    each.close()
+
+
+def test_a_terminal_is_asked_without_echo(terminal: Terminal) -> None:
+    assert not terminal.echoes
+    os.write(terminal.controller, b"geheim\n")
+    answer, errors = terminal.process.communicate(timeout=20)
     assert answer == b"'geheim'\n", errors
-    assert b"geheim" not in seen
+    assert b"geheim" not in terminal.seen + os.read(terminal.controller, 100)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_the_prompt_gives_the_terminal_its_echo_back(
+    number: signal.Signals, terminal: Terminal
+) -> None:
+    os.kill(terminal.process.pid, number)
+    _, errors = terminal.process.communicate(timeout=20)
+    assert b"KeyboardInterrupt" in errors
+    assert terminal.echoes

@@ -12,7 +12,7 @@ A server without fsync@openssh.com takes them from IN_FLIGHT to CLEAN. Invariant
 2. in_flight and written are disjoint, dirty and written are disjoint. dirty may overlap in_flight: bytes written again
    while they were on their way. They are sent again only when the first write has ended, so that never two writes are in
    flight over the same bytes.
-3. No byte of valid lies at or past ``size``.
+3. No byte of valid lies at or past ``size``. A block with a buffer is not among the clean ones.
 4. While anything is dirty, in flight or written, ``size`` is ours; else it is the server's.
 """
 
@@ -405,4 +405,5 @@ class FileCache:
             assert not self.in_flight.overlaps(start, end), "written and in flight"
             assert not self.dirty.overlaps(start, end), "written and dirty"
         assert self.valid.end <= self.size, (self.valid, self.size)
+        assert not any(self._clean.has(self.file_id, index) for index in self.buffers), "clean and not"
         assert self.buffer_bytes == sum(map(len, self.buffers.values()))

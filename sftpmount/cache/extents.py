@@ -107,7 +107,9 @@ class Extents:
 
     def within(self, start: int, end: int) -> List[Range]:
         """The ranges of the set, cut to ``[start, end)``, in order."""
-        found = []
+        found: List[Range] = []
+        if start >= end:
+            return found
         i = bisect_right(self._ends, start)
         while i < len(self._starts) and self._starts[i] < end:
             found.append((max(start, self._starts[i]), min(end, self._ends[i])))

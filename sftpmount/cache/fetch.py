@@ -179,7 +179,8 @@ class Fetcher:
             if file.fetches.get(fetch.index) is fetch:
                 del file.fetches[fetch.index]
                 base = fetch.index * BLOCK_BYTES
-                if fetch.data is not None and fetch.expected == min(BLOCK_BYTES, file.size - base):
+                whole = fetch.data is not None and fetch.expected == min(BLOCK_BYTES, file.size - base)
+                if whole and fetch.data is not None and fetch.index not in file.buffers:
                     self._clean.put(file.file_id, fetch.index, fetch.data)
         fetch.finish()
 

@@ -168,8 +168,8 @@ class Namespace:
             return b"/" + b"/".join(reversed(names))
 
     def link_count(self, node: Node) -> int:
-        """The names that this mount knows a file by, at least 1; 1 for directories ("unknown", to find and tar)."""
-        return max(1, len(node.links)) if not node.is_dir else 1
+        """The names that this mount knows a file by; 1 for directories ("unknown", to find and tar)."""
+        return 1 if node.is_dir else len(node.links)
 
     def open_nodes(self, below: Optional[bytes] = None) -> List[Node]:
         """The nodes with open handles, all or those at and below a path."""

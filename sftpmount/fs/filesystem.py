@@ -27,11 +27,10 @@ from ..errors import FsError, RemoteDirectoryError, StatusError
 from ..sftp import wire
 from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote, RemoteFile
 from ..sftp.wire import Attrs
+from .removed import RemovedFiles, is_libfuse_name
 
 log = logging.getLogger(__name__)
 
-# libfuse renames a file that is removed while open to such a name, and removes it with its last handle.
-HIDDEN_PREFIX = b".fuse_hidden"
 # Two seconds: SFTP v3 times are whole seconds, so what was written within the second of a look cannot be told from it.
 RACY_S = 2
 
@@ -109,11 +108,11 @@ class Filesystem:
         self.writeback = WriteBack(remote, dirty_bytes_max=dirty_bytes_max, clock=clock)
         self._file_ids = itertools.count(1)
         self._names: Optional[Namespace] = None
-        self._hidden_changed = threading.Condition()
         self._releasing = threading.Lock()  # guards _release_threads
         self._release_threads: List[threading.Thread] = []
         self.not_stored: List[str] = []  # "path: reason" of what nobody could be told about
-        remote.on_lost = self._session_lost
+        self._removed = RemovedFiles(remote, root)
+        remote.on_lost = self.writeback.lost
 
     # -- life -----------------------------------------------------------------------------------------------------------
 
@@ -139,6 +138,7 @@ class Filesystem:
                 f"The directory {shown} cannot be mounted: the server says {error.strerror!r}; "
                 "create it there, or check its name and permissions."
             ) from None
+        self._removed = RemovedFiles(self._remote, self._root)
         if attrs.mode is None:
             attrs = attrs._replace(mode=stat.S_IFDIR | 0o755)
         self._names = Namespace(
@@ -195,10 +195,10 @@ class Filesystem:
     def _far_path(self, path: bytes) -> bytes:
         if path == b"/":
             return self._root
+        place = self._removed.place_of(path)
+        if place is not None:
+            return place
         return (b"" if self._root == b"/" else self._root) + path
-
-    def _session_lost(self) -> None:
-        self.writeback.lost()
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -212,6 +212,9 @@ class Filesystem:
         return self.stat_of(self._look_up(path))
 
     def _look_up(self, path: bytes) -> Node:
+        removed = self._removed.node_at(path)
+        if removed is not None:
+            return removed
         try:
             node = self._ns.fresh(path)
         except Absent:
@@ -266,12 +269,11 @@ class Filesystem:
                 break
         listing = self._ns.listing(path)
         if listing is None:
-            return [(entry.name, UNKNOWN_INO, entry.attrs.mode or 0) for entry in entries]
-        return [(name, node.ino, node.mode) for name, node in listing if not self._is_hidden(name, node)]
-
-    @staticmethod
-    def _is_hidden(name: bytes, node: Node) -> bool:
-        return node.pins > 0 and name.startswith(HIDDEN_PREFIX)
+            found = [(entry.name, UNKNOWN_INO, entry.attrs.mode or 0) for entry in entries]
+        else:
+            found = [(name, node.ino, node.mode) for name, node in listing]
+        gone = self._removed.names_in_root() if path == b"/" else ()
+        return [entry for entry in found if entry[0] not in gone] if gone else found
 
     def readlink(self, path: bytes) -> bytes:
         """The target of a symbolic link, as it stands on the server."""
@@ -314,6 +316,8 @@ class Filesystem:
 
     def unlink(self, path: bytes) -> None:
         """Remove a file's or a symlink's name."""
+        if self._removed.forget(path):
+            return
         node = self._ns.get(path)
         self._fresh_on_error(path, lambda: self._remote.unlink(self._far_path(path)))
         self._ns.removed(path)
@@ -323,34 +327,11 @@ class Filesystem:
             if not node.pins and not node.links and node.file is not None:
                 with node.file.lock:
                     node.file.distrust()
-        if HIDDEN_PREFIX in path:
-            with self._hidden_changed:
-                self._hidden_changed.notify_all()
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory."""
-        try:
-            self._fresh_on_error(path, lambda: self._remote.rmdir(self._far_path(path)))
-        except FsError as error:
-            if error.errno != errno.ENOTEMPTY or not self._only_released_left(path):
-                raise
-            self._remote.rmdir(self._far_path(path))
+        self._fresh_on_error(path, lambda: self._remote.rmdir(self._far_path(path)))
         self._ns.removed(path)
-
-    def _only_released_left(self, path: bytes) -> bool:
-        """Wait for hidden files whose last handle is being released this moment; True where the directory is empty then.
-
-        The kernel does not wait for a release: a program that closes, removes and removes the directory overtakes it.
-        """
-        deadline_s = self._clock() + 1.0
-        with self._hidden_changed:
-            while True:
-                names = [entry.name for entry in self._remote.listdir(self._far_path(path))]
-                if not names:
-                    return True
-                if not all(name.startswith(HIDDEN_PREFIX) for name in names) or self._clock() > deadline_s:
-                    return False
-                self._hidden_changed.wait(0.1)
 
     def rename(self, old: bytes, new: bytes) -> None:
         """Rename, replacing what is there as POSIX says: a file by a file, an empty directory by a directory."""
@@ -358,6 +339,9 @@ class Filesystem:
             self._look_up(old)
             return
         moving = self._ns.get(old)
+        if is_libfuse_name(new) and moving is not None and not moving.is_dir:
+            self._removed.remove(self._ns, moving, self._far_path(old), old, self._far_path(new), new)
+            return
         try:
             self._remote.rename(self._far_path(old), self._far_path(new), moving.attrs if moving else None)
         except FsError:
@@ -369,6 +353,7 @@ class Filesystem:
         if replaced is not None and replaced.file is not None and not replaced.links:
             with replaced.file.lock:
                 replaced.file.distrust()
+        self._removed.directory_renamed(old, new)
         for node in self._ns.open_nodes(new):
             self._rename_open(node)
 
@@ -379,11 +364,12 @@ class Filesystem:
                 for handle in node.file.handles:
                     handle.remote.path = self._far_path(path)
 
-    def link(self, old: bytes, new: bytes) -> None:
+    def link(self, old: bytes, new: bytes) -> Node:
         """Create a hard link: both names are one file here, with one inode number and one link count."""
         node = self._look_up(old)
         self._fresh_on_error(new, lambda: self._remote.link(self._far_path(old), self._far_path(new)))
         self._ns.linked(node, new)
+        return node
 
     def symlink(self, target: bytes, path: bytes) -> None:
         """Create a symbolic link at ``path``; the target is stored as given."""
@@ -520,7 +506,7 @@ class Filesystem:
             if error.errno in (errno.ENOENT, errno.EACCES):
                 self._ns.distrust_path(path)
             raise
-        node = self._ns.told(path, attrs, mark)
+        node = self._removed.node_at(path) or self._ns.told(path, attrs, mark)
         return self._attach(node, remote, attrs, writable)
 
     def create(self, path: bytes, flags: int, mode: int) -> Handle:
@@ -635,8 +621,8 @@ class Filesystem:
 
     def release(self, handle: Handle) -> None:
         """The last descriptor of this open is gone. Nobody waits for this, so it must be quick."""
-        if handle.writable and handle.file.unsafe:
-            # Written through a mapping after close(), or commit=fsync, or a failure: not on the kernel's time.
+        if handle.writable and handle.file.unsafe and handle.file.failure is None and handle.node.links:
+            # Written through a mapping after close(), or commit=fsync: not on the kernel's time.
             thread = threading.Thread(target=self._release_last, args=(handle,), name="release", daemon=True)
             with self._releasing:
                 self._release_threads.append(thread)
@@ -674,9 +660,8 @@ class Filesystem:
         except FsError as error:
             log.warning("closing a file: %s", error.strerror)
         self._ns.unpin(node)
-        if node.pins == 0:
-            with self._hidden_changed:
-                self._hidden_changed.notify_all()
+        if not node.pins:
+            self._removed.released(node)
 
     def fsyncdir(self, path: bytes) -> None:
         """What is pending below a directory is stored; SFTP has no fsync of the directory itself."""

@@ -28,7 +28,7 @@ from .filesystem import UNKNOWN_INO, Filesystem, Handle, Stat
 
 log = logging.getLogger(__name__)
 
-ATTR_TIMEOUT_S = 0.05
+ATTR_TIMEOUT_S = 0.01
 ENTRY_TIMEOUT_S = 1.0
 TOLD_MAX = 4096
 MAX_WRITE_BYTES = 131072
@@ -136,7 +136,7 @@ class _Adapter(_Base):  # type: ignore[misc]
             now = time.monotonic()
             self._told[value.ino] = (value.size, now)
             if len(self._told) > TOLD_MAX:
-                old = now - 2 * ATTR_TIMEOUT_S
+                old = now - 3 * ATTR_TIMEOUT_S
                 self._told = {ino: told for ino, told in self._told.copy().items() if told[1] > old}
 
     # -- looking --------------------------------------------------------------------------------------------------------
@@ -229,7 +229,8 @@ class _Adapter(_Base):  # type: ignore[misc]
         return 0
 
     def link(self, source: bytes, target: bytes) -> int:
-        self._fs.link(source, target)
+        # link(2) and then a look at the link count is how programs lock over networks.
+        self._wait_out_attributes(self._fs.link(source, target))
         return 0
 
     # -- attributes -----------------------------------------------------------------------------------------------------
@@ -286,7 +287,8 @@ class _Adapter(_Base):  # type: ignore[misc]
     def _wait_out_attributes(self, node: Node) -> None:
         told = self._told.get(node.ino)
         if told is not None:
-            remaining_s = told[1] + 1.2 * ATTR_TIMEOUT_S - time.monotonic()
+            # The kernel counts in ticks of up to 10 ms.
+            remaining_s = told[1] + ATTR_TIMEOUT_S + 0.01 - time.monotonic()
             if remaining_s > 0:
                 time.sleep(remaining_s)
 

@@ -25,7 +25,7 @@ def errno_for(session: Session, what: str, status: StatusError, paths: Sequence[
     """The errno for ``status`` of operation ``what`` on ``paths``; may ask the server; raises ConnectionLost only."""
     if status.code == FX_BAD_MESSAGE and any(_too_long(path) for path in paths):
         return errno.ENAMETOOLONG
-    if status.code == FX_PERMISSION_DENIED and what in ("setstat", "link"):
+    if status.code == FX_PERMISSION_DENIED and what == "setstat":
         return errno.EPERM  # what a local chmod, chown or utimes by someone else gets
     if status.code == FX_OP_UNSUPPORTED and what == "setstat":
         return errno.EPERM

@@ -371,6 +371,8 @@ class Remote:
 
         ``known``: attributes of ``old`` as last seen. After a lost reply they tell whether what stands at ``new`` is it.
         """
+        if known is None:
+            known = self.lstat(old)
         if old == new:  # Windows' OpenSSH deletes a file that is renamed to itself
             self.lstat(old)
             return
@@ -381,7 +383,7 @@ class Remote:
             moved = _lstat_or_none(session, new)
             if moved is None:
                 raise FsError(errno.ENOENT)
-            if known is None or stat.S_IFMT(known.mode or 0) != stat.S_IFMT(moved.mode or 0):
+            if stat.S_IFMT(known.mode or 0) != stat.S_IFMT(moved.mode or 0):
                 raise FsError(
                     errno.EIO, "the connection was lost, and it cannot be told whether this was done"
                 )
@@ -453,7 +455,8 @@ class Remote:
             self._meta("setstat", wire.EXTENDED, body, Pending.expect_ok, (path,))
         else:
             body = wire.string(path) + wire.attrs(attrs)
-            self._meta("setstat", wire.SETSTAT, body, Pending.expect_ok, (path,))
+            what = "setstat" if attrs.size is None else "truncate"
+            self._meta(what, wire.SETSTAT, body, Pending.expect_ok, (path,))
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -588,7 +591,7 @@ class Remote:
         try:
             self.run(lambda session: self.fsetstat_now(file, session, attrs))
         except StatusError as status:
-            raise self.explain("setstat", status, file.path) from None
+            raise self.explain("setstat" if attrs.size is None else "truncate", status, file.path) from None
 
     def commit_by_close(self, file: RemoteFile) -> None:
         """CLOSE, and await the verdict; the next use of ``file`` opens it again. For servers that have no fsync."""

@@ -1,0 +1,1 @@
+"""sftpmount beside other mounts of the same server: `throughput` is the command, `workloads` what it can measure."""
