@@ -216,6 +216,14 @@ class Filesystem:
         if removed is not None:
             return removed
         try:
+            return self._known_or_asked(path)
+        except FsError as error:
+            if error.errno != errno.ENOENT or not self._removed.may_be_replaced(path):
+                raise
+            return self._known_or_asked(path)
+
+    def _known_or_asked(self, path: bytes) -> Node:
+        try:
             node = self._ns.fresh(path)
         except Absent:
             raise FsError(errno.ENOENT) from None
@@ -342,14 +350,17 @@ class Filesystem:
         if is_libfuse_name(new) and moving is not None and not moving.is_dir:
             self._removed.remove(self._ns, moving, self._far_path(old), old, self._far_path(new), new)
             return
+        self._removed.rename_begins(new)
         try:
             self._remote.rename(self._far_path(old), self._far_path(new), moving.attrs if moving else None)
+            replaced = self._ns.get(new)
+            self._ns.renamed(old, new)
         except FsError:
             self._ns.distrust_path(old)
             self._ns.distrust_path(new)
             raise
-        replaced = self._ns.get(new)
-        self._ns.renamed(old, new)
+        finally:
+            self._removed.rename_ends(new)
         if replaced is not None and replaced.file is not None and not replaced.links:
             with replaced.file.lock:
                 replaced.file.distrust()

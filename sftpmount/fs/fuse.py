@@ -132,7 +132,7 @@ class _Adapter(_Base):  # type: ignore[misc]
         st.st_atimespec.tv_sec = value.atime
         st.st_mtimespec.tv_sec = value.mtime
         st.st_ctimespec.tv_sec = value.mtime  # SFTP v3 has no ctime
-        if stat.S_ISREG(value.mode):
+        if not stat.S_ISDIR(value.mode):
             now = time.monotonic()
             self._told[value.ino] = (value.size, now)
             if len(self._told) > TOLD_MAX:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from typing import Dict, List, Optional
+import time
+from typing import Callable, Dict, List, Optional, Set
 
 from ..cache.namespace import Namespace, Node
 from ..errors import FsError
@@ -24,6 +25,8 @@ LIBFUSE_PREFIX = b".fuse_hidden"
 PREFIX = b".sftpmount-removed-"
 # How long the release of a file that was closed a moment ago may take to arrive.
 RELEASE_S = 0.03
+# How long after the first step of a replacement the second may take to arrive.
+REPLACE_S = 0.02
 
 
 def is_libfuse_name(path: bytes) -> bool:
@@ -34,11 +37,15 @@ def is_libfuse_name(path: bytes) -> bool:
 class RemovedFiles:
     """The files of one mount that have no name any more and are open still. Thread-safe."""
 
-    def __init__(self, remote: Remote, root: bytes) -> None:
+    def __init__(self, remote: Remote, root: bytes, clock: Callable[[], float] = time.monotonic) -> None:
         self._remote = remote
         self._root = root
         self._lock = threading.Lock()
         self._unpinned = threading.Condition()
+        self._returned = threading.Condition()  # guards _gone and _coming
+        self._gone: Dict[bytes, float] = {}  # paths removed while open -> when
+        self._coming: Set[bytes] = set()  # those of them that a rename is about to replace
+        self._clock = clock
         self._nodes: Dict[bytes, Node] = {}  # libfuse's path -> node
         self._places: Dict[Node, bytes] = {}  # node -> the server's path, where the file has no other name
 
@@ -77,6 +84,11 @@ class RemovedFiles:
             if place is not None:
                 self._places[node] = place
         names.removed(old)
+        with self._returned:
+            now = self._clock()
+            for path in [path for path, since in self._gone.items() if since < now - 1.0]:
+                del self._gone[path]
+            self._gone[old] = now
         if place is not None and node.file is not None:
             with node.file.lock:
                 for handle in node.file.handles:
@@ -86,6 +98,37 @@ class RemovedFiles:
         """True where the last handle goes this moment: the kernel does not wait for a release, so an unlink overtakes it."""
         with self._unpinned:
             return bool(self._unpinned.wait_for(lambda: node.pins == 0, RELEASE_S))
+
+    def rename_begins(self, path: bytes) -> None:
+        """A rename to ``path`` is on its way to the server."""
+        with self._returned:
+            if path in self._gone:
+                self._coming.add(path)
+
+    def rename_ends(self, path: bytes) -> None:
+        """It is over, done or not."""
+        if path in self._coming:
+            with self._returned:
+                self._coming.discard(path)
+                self._gone.pop(path, None)
+                self._returned.notify_all()
+
+    def may_be_replaced(self, path: bytes) -> bool:
+        """True, after a wait, where ``path`` seemed absent only because libfuse replaces an open file in two steps.
+
+        To POSIX a rename over an open file is one step; to libfuse it is this module's ``remove`` and then the rename.
+        Whoever looks between the two waits for the second, or long enough to know that there is none.
+        """
+        with self._returned:
+            since = self._gone.get(path)
+            if since is None:
+                return False
+            while path in self._gone:
+                remaining_s = since + REPLACE_S - self._clock()
+                if path not in self._coming and remaining_s <= 0:
+                    return False
+                self._returned.wait(0.5 if path in self._coming else remaining_s)
+            return True
 
     def forget(self, path: bytes) -> bool:
         """libfuse removes its made-up name, after the last release; True where it was one of ours."""

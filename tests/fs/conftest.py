@@ -87,4 +87,3 @@ def mount(make_server: Callable[..., FakeServer], clock: Clock) -> Iterator[Call
 @pytest.fixture
 def fs(mount: Callable[..., Filesystem], server: FakeServer) -> Filesystem:
     return mount(server)
-

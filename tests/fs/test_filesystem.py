@@ -223,7 +223,7 @@ class TestOwnView:
         handle = fs.create(b"/f", NEW, 0o644)
         fs.write(handle, b"x" * 1000, 500)
         assert fs.getattr(b"/f").size == fs.getattr(None, handle).size == 1500
-        assert dict((name, mode) for name, _, mode in fs.readdir(b"/"))[b"f"]
+        assert {name: mode for name, _, mode in fs.readdir(b"/")}[b"f"]
         assert fs.getattr(b"/f").size == 1500, "a listing brought the server's size, ours is newer"
         fs.flush(handle)
         assert fs.getattr(b"/f").size == 1500
@@ -296,7 +296,9 @@ class TestOwnView:
             fs.release(handle)
         assert server.disk(b"/home/f") == b"new"
 
-    def test_create_with_o_trunc_over_a_file_that_is_open_here(self, server: FakeServer, fs: Filesystem) -> None:
+    def test_create_with_o_trunc_over_a_file_that_is_open_here(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
         server.make(b"/home/f", b"old content")
         first = fs.open(b"/f", RW)
         assert read_all(fs, first) == b"old content"
@@ -311,7 +313,9 @@ class TestOwnView:
 
     @pytest.mark.parametrize("size", [0, 1, 7, BLOCK_BYTES, BLOCK_BYTES + 7, 3 * BLOCK_BYTES])
     @pytest.mark.parametrize("by_handle", [True, False])
-    def test_truncation_while_dirty(self, server: FakeServer, fs: Filesystem, size: int, by_handle: bool) -> None:
+    def test_truncation_while_dirty(
+        self, server: FakeServer, fs: Filesystem, size: int, by_handle: bool
+    ) -> None:
         old = noise(2 * BLOCK_BYTES)
         server.make(b"/home/f", old)
         handle = fs.open(b"/f", RW)
@@ -356,7 +360,9 @@ class TestCloseToOpen:
         inode.mtime = int(at_s)
 
     @pytest.mark.parametrize("data", [b"two", b"longer", b""])
-    def test_the_next_open_sees_it(self, server: FakeServer, fs: Filesystem, clock: Clock, data: bytes) -> None:
+    def test_the_next_open_sees_it(
+        self, server: FakeServer, fs: Filesystem, clock: Clock, data: bytes
+    ) -> None:
         server.make(b"/home/f", b"one", mtime=int(START_S) - 100)
         assert get(fs, b"/f") == b"one"
         clock.s += 1
@@ -377,7 +383,9 @@ class TestCloseToOpen:
         server.make(b"/home/f", b"two", mtime=int(START_S) - 50)
         assert get(fs, b"/f") == b"two"
 
-    def test_what_we_wrote_and_another_changed(self, server: FakeServer, fs: Filesystem, clock: Clock) -> None:
+    def test_what_we_wrote_and_another_changed(
+        self, server: FakeServer, fs: Filesystem, clock: Clock
+    ) -> None:
         put(fs, b"/f", b"ours")
         clock.s += 10
         self.change(server, b"them", clock.s)
@@ -418,7 +426,9 @@ class TestCloseToOpen:
         fs.release(handle)
         fs.release(fresh)
 
-    def test_a_file_cut_short_under_an_open_handle(self, server: FakeServer, fs: Filesystem, clock: Clock) -> None:
+    def test_a_file_cut_short_under_an_open_handle(
+        self, server: FakeServer, fs: Filesystem, clock: Clock
+    ) -> None:
         server.make(b"/home/f", b"1" * 100 * BLOCK_BYTES, mtime=int(START_S) - 100)
         handle = fs.open(b"/f", os.O_RDONLY)
         clock.s += 100
@@ -426,7 +436,9 @@ class TestCloseToOpen:
         assert refused(lambda: fs.read(handle, 10, 0)) == errno.ESTALE
         fs.release(handle)
 
-    def test_attributes_live_as_long_as_the_lease(self, server: FakeServer, fs: Filesystem, clock: Clock) -> None:
+    def test_attributes_live_as_long_as_the_lease(
+        self, server: FakeServer, fs: Filesystem, clock: Clock
+    ) -> None:
         server.make(b"/home/f", b"one", mtime=1000)
         assert fs.getattr(b"/f").mtime == 1000
         self.change(server, b"longer", 2000)
@@ -644,7 +656,9 @@ class TestUnreachable:
         assert server.disk(b"/home/f") == b"abc"
         fs.release(handle)
 
-    def test_it_is_never_an_empty_or_missing_one(self, server: FakeServer, mount: Mount, clock: Clock) -> None:
+    def test_it_is_never_an_empty_or_missing_one(
+        self, server: FakeServer, mount: Mount, clock: Clock
+    ) -> None:
         fs = mount(server, retry_timeout_s=0.1)
         server.make(b"/home/f", b"abc")
         assert names(fs) == [b"f"]
@@ -841,7 +855,9 @@ class TestLoss:
         raise AssertionError("never passes uncut")
 
     @pytest.mark.parametrize("commit", ["close", "fsync"])
-    def test_what_was_not_committed_is_sent_again(self, server: FakeServer, mount: Mount, commit: str) -> None:
+    def test_what_was_not_committed_is_sent_again(
+        self, server: FakeServer, mount: Mount, commit: str
+    ) -> None:
         fs = mount(server, commit=commit)
         handle = fs.create(b"/f", NEW, 0o644)
         data = noise(4 * BLOCK_BYTES)
@@ -854,7 +870,9 @@ class TestLoss:
         assert server.disk(b"/home/f") == data
         fs.release(handle)
 
-    def test_commit_fsync_leaves_close_quick_and_commits_behind_it(self, server: FakeServer, mount: Mount) -> None:
+    def test_commit_fsync_leaves_close_quick_and_commits_behind_it(
+        self, server: FakeServer, mount: Mount
+    ) -> None:
         fs = mount(server, commit="fsync")
         handle = fs.create(b"/f", NEW, 0o644)
         fs.write(handle, b"abc", 0)
@@ -965,7 +983,9 @@ class TestLoss:
         assert read_all(fs, handle) == data
         fs.release(handle)
 
-    def test_a_reader_of_a_replaced_file_is_stale_after_a_loss(self, server: FakeServer, fs: Filesystem) -> None:
+    def test_a_reader_of_a_replaced_file_is_stale_after_a_loss(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
         server.make(b"/home/f", b"1" * 50 * BLOCK_BYTES, mtime=int(START_S) - 100)
         handle = fs.open(b"/f", os.O_RDONLY)
         fs.read(handle, 10, 0)
@@ -985,7 +1005,9 @@ class TestLoss:
         fs.release(handle)
         assert server.disk(b"/home/a") == b"CONtent"
 
-    def test_a_server_that_lies_about_writes_is_found_out_by_size(self, server: FakeServer, fs: Filesystem) -> None:
+    def test_a_server_that_lies_about_writes_is_found_out_by_size(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
         """Acknowledged, and not there: the size behind the writes tells."""
         handle = fs.create(b"/f", NEW, 0o644)
         server.arm(Fault("not done", named("WRITE"), times=1000))
@@ -1006,7 +1028,9 @@ class TestWithoutFsync:
         assert refused(lambda: fs.flush(handle)) == errno.ENOSPC
         fs.release(handle)
 
-    def test_it_says_so(self, make_server: MakeServer, mount: Mount, caplog: pytest.LogCaptureFixture) -> None:
+    def test_it_says_so(
+        self, make_server: MakeServer, mount: Mount, caplog: pytest.LogCaptureFixture
+    ) -> None:
         fs = mount(make_server(without=(FSYNC,)))
         assert "fsync@openssh.com" in caplog.text
         assert fs.describe()["fsync"] is False
@@ -1063,7 +1087,9 @@ class TestNames:
         clock.s += 21
         assert fs.getattr(b"/none").size == 0
 
-    def test_our_own_changes_show_at_once_in_what_was_listed(self, server: FakeServer, fs: Filesystem) -> None:
+    def test_our_own_changes_show_at_once_in_what_was_listed(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
         server.make(b"/home/a", b"1")
         server.make_dir(b"/home/d")
         assert names(fs) == [b"a", b"d"]
@@ -1211,15 +1237,29 @@ class TestAttributes:
         fs.utimens(b"/f", 100, 200)
         fs.chown(b"/f", 1, -1)
         inode = server.at(b"/home/f")
-        assert (stat.S_IMODE(inode.mode), inode.atime, inode.mtime, inode.uid, inode.gid) == (0o4755, 100, 200, 1, 0)
+        assert (stat.S_IMODE(inode.mode), inode.atime, inode.mtime, inode.uid, inode.gid) == (
+            0o4755,
+            100,
+            200,
+            1,
+            0,
+        )
         seen = fs.getattr(b"/f")
-        assert (stat.S_IMODE(seen.mode), seen.atime, seen.mtime, seen.uid, seen.gid) == (0o4755, 100, 200, 1, 0)
+        assert (stat.S_IMODE(seen.mode), seen.atime, seen.mtime, seen.uid, seen.gid) == (
+            0o4755,
+            100,
+            200,
+            1,
+            0,
+        )
         fs.utimens(b"/f", None, 300)
         assert (inode.atime, inode.mtime) == (100, 300)
         fs.utimens(b"/f", None, None)
         assert (inode.atime, inode.mtime) == (100, 300)
 
-    def test_a_later_write_changes_the_time_again(self, server: FakeServer, fs: Filesystem, clock: Clock) -> None:
+    def test_a_later_write_changes_the_time_again(
+        self, server: FakeServer, fs: Filesystem, clock: Clock
+    ) -> None:
         handle = fs.create(b"/f", NEW, 0o644)
         fs.utimens(b"/f", 100, 100)
         clock.s += 5
@@ -1330,7 +1370,9 @@ class TestBounds:
         channels = server.connections[0].channels
         wait_until(lambda: not any(channel.handles for channel in channels), WAIT_S, "the CLOSEs")
 
-    def test_what_lies_dirty_for_a_while_is_sent(self, server: FakeServer, fs: Filesystem, clock: Clock) -> None:
+    def test_what_lies_dirty_for_a_while_is_sent(
+        self, server: FakeServer, fs: Filesystem, clock: Clock
+    ) -> None:
         handle = fs.create(b"/f", NEW, 0o644)
         fs.write(handle, b"abc", 0)
         clock.s += 60

@@ -56,18 +56,20 @@ def both(sshd: Sshd) -> Iterator[Both]:
 
 
 @pytest.fixture(scope="module", params=["fake", "sshd"])
-def shared(request: pytest.FixtureRequest, both: Both, tmp_path_factory: pytest.TempPathFactory) -> "tuple[Place, Remote]":
+def shared(
+    request: pytest.FixtureRequest, both: Both, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Place, Remote]:
     place = both.fake if request.param == "fake" else at_sshd(both.sshd, tmp_path_factory.mktemp("contract"))
     return place, both.start(place)
 
 
 @pytest.fixture
-def remote(shared: "tuple[Place, Remote]") -> Remote:
+def remote(shared: tuple[Place, Remote]) -> Remote:
     return shared[1]
 
 
 @pytest.fixture
-def place(shared: "tuple[Place, Remote]", request: pytest.FixtureRequest) -> Place:
+def place(shared: tuple[Place, Remote], request: pytest.FixtureRequest) -> Place:
     """A fresh directory for one test."""
     above, remote = shared
     name = above / request.node.name.encode().replace(b"/", b"-")[:200]
@@ -160,7 +162,9 @@ class TestFiles:
         session = remote.session()
         ended = threading.Semaphore(0)
         for i in range(20):
-            remote.write_soon(file, session, i * 1000, memoryview(bytes(1000)), lambda pending: ended.release())
+            remote.write_soon(
+                file, session, i * 1000, memoryview(bytes(1000)), lambda pending: ended.release()
+            )
         synced: List[Pending] = []
         remote.fsync_soon(file, session, lambda pending: (synced.append(pending), ended.release()))  # type: ignore[func-returns-value]
         assert remote.fstat_soon(file, session).wait().attrs().size == 20_000
@@ -250,7 +254,9 @@ class TestNames:
     def test_an_empty_directory_has_no_names(self, remote: Remote, place: Place) -> None:
         assert remote.listdir(place.root) == []
 
-    @pytest.mark.parametrize("name", [b"\xff\xfe", b" ", b"a\nb", b"-rf", "ä€😀".encode(), b"x" * 255, b"..."])
+    @pytest.mark.parametrize(
+        "name", [b"\xff\xfe", b" ", b"a\nb", b"-rf", "ä€😀".encode(), b"x" * 255, b"..."]
+    )
     def test_names_of_any_bytes(self, remote: Remote, place: Place, name: bytes) -> None:
         put(remote, place / name, name)
         assert names(remote, place.root) == [name]
@@ -327,7 +333,11 @@ class Local:
     @staticmethod
     def open(path: bytes, pflags: int) -> None:
         flags = {R: os.O_RDONLY, W: os.O_WRONLY, R | W: os.O_RDWR}[pflags & (R | W)]
-        flags |= os.O_CREAT * bool(pflags & CREAT) | os.O_TRUNC * bool(pflags & TRUNC) | os.O_EXCL * bool(pflags & EXCL)
+        flags |= (
+            os.O_CREAT * bool(pflags & CREAT)
+            | os.O_TRUNC * bool(pflags & TRUNC)
+            | os.O_EXCL * bool(pflags & EXCL)
+        )
         os.close(os.open(path, flags))
 
 

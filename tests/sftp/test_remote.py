@@ -41,7 +41,9 @@ def write(remote: Remote, file: RemoteFile, offset: int, data: bytes) -> None:
     def attempt(session: Session) -> None:
         answered: List[Pending] = []
         event = threading.Event()
-        remote.write_soon(file, session, offset, memoryview(data), lambda p: (answered.append(p), event.set()))  # type: ignore[func-returns-value]
+        remote.write_soon(
+            file, session, offset, memoryview(data), lambda p: (answered.append(p), event.set())
+        )  # type: ignore[func-returns-value]
         assert event.wait(WAIT_S)
         answered[0].expect_ok()
 
@@ -98,7 +100,9 @@ def result_is(value: Any) -> Callable[[FakeServer, Any], None]:
 
 
 SCENARIOS: Dict[str, Scenario] = {
-    "mkdir": Scenario(lambda r: r.mkdir(b"/home/d", 0o700), changed(d={}), (errno.EEXIST,), mode_is(b"/home/empty", 0o755)),
+    "mkdir": Scenario(
+        lambda r: r.mkdir(b"/home/d", 0o700), changed(d={}), (errno.EEXIST,), mode_is(b"/home/empty", 0o755)
+    ),
     "create exclusively": Scenario(lambda r: create(r, b"/home/n"), changed(n=b""), (errno.EEXIST,)),
     "write a new file": Scenario(lambda r: put(r, b"/home/n", b"123"), changed(n=b"123")),
     "write over a file": Scenario(lambda r: put(r, b"/home/f", b"123"), changed(f=b"123")),
@@ -114,7 +118,10 @@ SCENARIOS: Dict[str, Scenario] = {
     "unlink a link": Scenario(lambda r: r.unlink(b"/home/link"), changed(b"link")),
     "rmdir": Scenario(lambda r: r.rmdir(b"/home/empty"), changed(b"empty")),
     "chmod": Scenario(
-        lambda r: r.setstat(b"/home/f", Attrs(mode=0o400)), None, (), lambda s, _: mode_is(b"/home/f", 0o400)(s, None)
+        lambda r: r.setstat(b"/home/f", Attrs(mode=0o400)),
+        None,
+        (),
+        lambda s, _: mode_is(b"/home/f", 0o400)(s, None),
     ),
     "chmod, times of a link": Scenario(on_link, None),
     "truncate": Scenario(lambda r: r.setstat(b"/home/f", Attrs(size=3)), changed(f=b"con")),
@@ -122,7 +129,9 @@ SCENARIOS: Dict[str, Scenario] = {
     "truncate a handle": Scenario(
         lambda r: r.fsetstat(r.open(b"/home/f", R | W)[0], Attrs(size=3)), changed(f=b"con")
     ),
-    "list": Scenario(lambda r: sorted(e.name for e in r.listdir(b"/home")), None, (), result_is(sorted(BEFORE))),
+    "list": Scenario(
+        lambda r: sorted(e.name for e in r.listdir(b"/home")), None, (), result_is(sorted(BEFORE))
+    ),
     "list nothing": Scenario(lambda r: r.listdir(b"/home/empty"), None, (), result_is([])),
     "read": Scenario(lambda r: r.read(r.open(b"/home/f", R)[0], 0, 100), None, (), result_is(b"content")),
     "look": Scenario(lambda r: r.lstat(b"/home/f").size, None, (), result_is(7)),
@@ -181,13 +190,20 @@ def test_cut_at_every_request(
 @pytest.mark.parametrize("first", CUTS)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_cut_at_every_pair_of_requests(
-    make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote], name: str, first: str, second: str
+    make_server: Callable[..., FakeServer],
+    make_remote: Callable[..., Remote],
+    name: str,
+    first: str,
+    second: str,
 ) -> None:
     scenario = SCENARIOS[name]
     after = BEFORE if scenario.after is None else scenario.after
     for gap in range(1, 7):
         for server, _, result, error in uncut_at_last(
-            make_server, make_remote, first, lambda remote, gap=gap: _cut_again(remote, second, gap, scenario.act)
+            make_server,
+            make_remote,
+            first,
+            lambda remote, gap=gap: _cut_again(remote, second, gap, scenario.act),
         ):
             if error is None:
                 assert server.tree() == after
@@ -213,7 +229,9 @@ def test_cut_at_every_request_of_a_rename_without_posix_rename(
     make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote], name: str, cut: str
 ) -> None:
     scenario = SCENARIOS[name]
-    for server, _, _, error in uncut_at_last(make_server, make_remote, cut, scenario.act, without=(POSIX_RENAME,)):
+    for server, _, _, error in uncut_at_last(
+        make_server, make_remote, cut, scenario.act, without=(POSIX_RENAME,)
+    ):
         assert error is None
         assert server.tree() == scenario.after
 
@@ -310,7 +328,9 @@ class TestAnothersIsNeverClaimed:
             remote.mkdir(b"/home/d", 0o755)
         assert caught.value.errno == errno.EEXIST
 
-    def test_a_directory_that_we_may_not_list(self, server: FakeServer, make_remote: Callable[..., Remote]) -> None:
+    def test_a_directory_that_we_may_not_list(
+        self, server: FakeServer, make_remote: Callable[..., Remote]
+    ) -> None:
         remote = make_remote(server)
         server.arm(Fault("cut before", named("MKDIR"), then=lambda: server.make_dir(b"/home/d") and None))
         server.arm(Fault("status", named("OPENDIR"), code=3, message="Permission denied"))
@@ -323,7 +343,11 @@ class TestAnothersIsNeverClaimed:
         remote = make_remote(server)
         server.make(b"/home/ours", b"1234", mtime=1000)
         server.arm(
-            Fault("cut before", named("hardlink"), then=lambda: server.make(b"/home/lock", b"5678", mtime=1000) and None)
+            Fault(
+                "cut before",
+                named("hardlink"),
+                then=lambda: server.make(b"/home/lock", b"5678", mtime=1000) and None,
+            )
         )
         with pytest.raises(FsError) as caught:
             remote.link(b"/home/ours", b"/home/lock")
@@ -404,9 +428,13 @@ class TestReopenedHandles:
             remote.read(file, 0, 3)
         assert caught.value.errno == errno.ESTALE
         assert seen == [3, 6]
-        wait_until(lambda: not server.connections[-1].channels[0].handles, WAIT_S, "the refused handle's CLOSE")
+        wait_until(
+            lambda: not server.connections[-1].channels[0].handles, WAIT_S, "the refused handle's CLOSE"
+        )
 
-    def test_it_is_reopened_under_its_new_name(self, server: FakeServer, make_remote: Callable[..., Remote]) -> None:
+    def test_it_is_reopened_under_its_new_name(
+        self, server: FakeServer, make_remote: Callable[..., Remote]
+    ) -> None:
         server.make(b"/home/f", b"abc")
         remote = make_remote(server)
         file, _ = remote.open(b"/home/f", R)
@@ -440,7 +468,9 @@ class TestReopenedHandles:
         leaked = {b"/home/f"}  # two scenarios leave it open
         channel = server.connections[0].channels[0]
         wait_until(
-            lambda: {opened.path for opened in list(channel.handles.values())} <= leaked, WAIT_S, "the last CLOSE"
+            lambda: {opened.path for opened in list(channel.handles.values())} <= leaked,
+            WAIT_S,
+            "the last CLOSE",
         )
 
 
@@ -517,7 +547,9 @@ class TestListing:
         thread = threading.Thread(target=look, daemon=True)
         thread.start()
         try:
-            wait_until(lambda: bool(ended) or server.count("READDIR") > 20_000, WAIT_S, "the end of the listing")
+            wait_until(
+                lambda: bool(ended) or server.count("READDIR") > 20_000, WAIT_S, "the end of the listing"
+            )
         finally:
             server.disarm()
             thread.join(WAIT_S)
@@ -533,7 +565,9 @@ class TestListing:
         with pytest.raises(FsError):
             remote.listdir(b"/home", entries_max=150)
 
-    def test_a_large_listing_is_pipelined(self, server: FakeServer, make_remote: Callable[..., Remote]) -> None:
+    def test_a_large_listing_is_pipelined(
+        self, server: FakeServer, make_remote: Callable[..., Remote]
+    ) -> None:
         for i in range(5000):
             server.make(b"/home/%d" % i)
         assert len(make_remote(server).listdir(b"/home")) == 5000
@@ -552,7 +586,9 @@ class TestListing:
 
 
 class TestOutage:
-    def test_operations_wait_for_the_server(self, server: FakeServer, make_remote: Callable[..., Remote]) -> None:
+    def test_operations_wait_for_the_server(
+        self, server: FakeServer, make_remote: Callable[..., Remote]
+    ) -> None:
         prepare(server)
         remote = make_remote(server)
         server.down = True
@@ -609,7 +645,9 @@ class TestOutage:
         thread.join(WAIT_S)
         assert got
 
-    def test_attempts_to_reconnect_space_out(self, server: FakeServer, make_remote: Callable[..., Remote]) -> None:
+    def test_attempts_to_reconnect_space_out(
+        self, server: FakeServer, make_remote: Callable[..., Remote]
+    ) -> None:
         make_remote(server, retry_timeout_s=0)
         server.down = True
         server.cut()
@@ -646,9 +684,7 @@ class TestOutage:
         assert server.dials == 1
 
     @pytest.mark.parametrize("cut", CUTS)
-    def test_the_first_connection_ends_as_it_begins(
-        self, server: FakeServer, cut: str
-    ) -> None:
+    def test_the_first_connection_ends_as_it_begins(self, server: FakeServer, cut: str) -> None:
         server.arm(Fault(cut, named("limits")))
         remote = Remote(server.dial)
         with pytest.raises(ConnectionLost):
@@ -756,7 +792,9 @@ class TestErrnos:
             remote.mkdir(b"/home/d", 0o755)
         assert caught.value.errno == errno.EEXIST
 
-    def test_a_bare_failure_on_a_full_disk(self, server: FakeServer, make_remote: Callable[..., Remote]) -> None:
+    def test_a_bare_failure_on_a_full_disk(
+        self, server: FakeServer, make_remote: Callable[..., Remote]
+    ) -> None:
         remote = make_remote(server)
         server.free_bytes = 0
         server.arm(Fault("status", named("MKDIR")))
@@ -764,7 +802,9 @@ class TestErrnos:
             remote.mkdir(b"/home/d", 0o755)
         assert caught.value.errno == errno.ENOSPC
 
-    def test_a_bare_failure_on_a_read_only_one(self, server: FakeServer, make_remote: Callable[..., Remote]) -> None:
+    def test_a_bare_failure_on_a_read_only_one(
+        self, server: FakeServer, make_remote: Callable[..., Remote]
+    ) -> None:
         prepare(server)
         remote = make_remote(server)
         server.read_only = True

@@ -112,7 +112,9 @@ class TestReplies:
         assert session.lost is None
         assert "on purpose" in caplog.text
 
-    def test_a_status_is_raised_with_its_code_and_text(self, server: FakeServer, make: Callable[..., Session]) -> None:
+    def test_a_status_is_raised_with_its_code_and_text(
+        self, server: FakeServer, make: Callable[..., Session]
+    ) -> None:
         session = make(server)
         server.arm(Fault("status", named("LSTAT"), code=4, message="No space left on device"))
         with pytest.raises(StatusError) as caught:
@@ -139,7 +141,8 @@ class TestReplies:
             decode(lstat(session, b"/home").wait())
 
     @pytest.mark.parametrize(
-        "decode", [Pending.handle, Pending.data, Pending.names, Pending.attrs, Pending.limits, Pending.statvfs]
+        "decode",
+        [Pending.handle, Pending.data, Pending.names, Pending.attrs, Pending.limits, Pending.statvfs],
     )
     def test_ok_is_no_result(
         self, server: FakeServer, make: Callable[..., Session], decode: Callable[[Pending], object]
@@ -151,14 +154,20 @@ class TestReplies:
 
 
 class TestLimits:
-    def test_of_the_server(self, make_server: Callable[..., FakeServer], make: Callable[..., Session]) -> None:
-        assert make(make_server(limits=(70000, 65536, 32768, 5))).limits == wire.Limits(70000, 65536, 32768, 5)
+    def test_of_the_server(
+        self, make_server: Callable[..., FakeServer], make: Callable[..., Session]
+    ) -> None:
+        assert make(make_server(limits=(70000, 65536, 32768, 5))).limits == wire.Limits(
+            70000, 65536, 32768, 5
+        )
 
     def test_none_named(self, make_server: Callable[..., FakeServer], make: Callable[..., Session]) -> None:
         limits = make(make_server(limits=(0, 0, 0, 0))).limits
         assert (limits.read_bytes, limits.write_bytes) == (DATA_BYTES_MAX, DATA_BYTES_MAX)
 
-    def test_huge_ones_are_not_used_up(self, make_server: Callable[..., FakeServer], make: Callable[..., Session]) -> None:
+    def test_huge_ones_are_not_used_up(
+        self, make_server: Callable[..., FakeServer], make: Callable[..., Session]
+    ) -> None:
         limits = make(make_server(limits=(1 << 40, 1 << 63, 1 << 40, 0))).limits
         assert (limits.read_bytes, limits.write_bytes) == (DATA_BYTES_MAX, DATA_BYTES_MAX)
 
@@ -171,9 +180,13 @@ class TestLimits:
 
 
 class TestLanes:
-    def test_three_lanes_have_channels_of_their_own(self, server: FakeServer, make: Callable[..., Session]) -> None:
+    def test_three_lanes_have_channels_of_their_own(
+        self, server: FakeServer, make: Callable[..., Session]
+    ) -> None:
         session = make(server, lanes=3)
-        wait_until(lambda: len({session.meta, session.write_lane, session.read_lane}) == 3, WAIT_S, "three lanes")
+        wait_until(
+            lambda: len({session.meta, session.write_lane, session.read_lane}) == 3, WAIT_S, "three lanes"
+        )
         assert len(server.connections[0].channels) == 3
 
     @pytest.mark.parametrize("channels", [1, 2])
@@ -183,12 +196,16 @@ class TestLanes:
         server = make_server(channels_max=channels)
         session = make(server, lanes=3)
         wait_until(lambda: len(server.connections[0].channels) == channels, WAIT_S, "the lanes")
-        wait_until(lambda: (session.write_lane is not session.meta) == (channels > 1), WAIT_S, "the shared lane")
+        wait_until(
+            lambda: (session.write_lane is not session.meta) == (channels > 1), WAIT_S, "the shared lane"
+        )
         assert session.read_lane is session.write_lane
         assert session.lost is None
         assert lstat(session, b"/home").wait().attrs().mode
 
-    def test_a_look_does_not_wait_behind_the_writes(self, server: FakeServer, make: Callable[..., Session]) -> None:
+    def test_a_look_does_not_wait_behind_the_writes(
+        self, server: FakeServer, make: Callable[..., Session]
+    ) -> None:
         session = make(server, lanes=3)
         wait_until(lambda: session.write_lane is not session.meta, WAIT_S, "the write lane")
         lane = session.write_lane
@@ -235,7 +252,9 @@ class TestLoss:
         assert session.lost is not None
         assert lost.sessions == [session]
 
-    def test_requests_made_while_the_connection_ends(self, server: FakeServer, make: Callable[..., Session]) -> None:
+    def test_requests_made_while_the_connection_ends(
+        self, server: FakeServer, make: Callable[..., Session]
+    ) -> None:
         """Each either ends or is refused: none is left waiting, whenever the end comes."""
         session = make(server)
         outcomes: List[str] = []
@@ -274,7 +293,9 @@ class TestLoss:
         assert session.lost is first
         assert lost.sessions == [session]
 
-    def test_an_orderly_end_is_no_loss(self, server: FakeServer, make: Callable[..., Session], lost: Recorder) -> None:
+    def test_an_orderly_end_is_no_loss(
+        self, server: FakeServer, make: Callable[..., Session], lost: Recorder
+    ) -> None:
         session = make(server)
         session.close()
         session.close()
@@ -309,7 +330,9 @@ class TestLies:
         assert not server.connections[0].is_alive
 
     @pytest.mark.parametrize("act", ["wrong type", "truncated"])
-    def test_a_broken_body_is_a_violation(self, server: FakeServer, make: Callable[..., Session], act: str) -> None:
+    def test_a_broken_body_is_a_violation(
+        self, server: FakeServer, make: Callable[..., Session], act: str
+    ) -> None:
         session = make(server)
         server.arm(Fault(act))
         with pytest.raises(ProtocolViolation):
@@ -337,7 +360,10 @@ class TestLies:
 
     def test_something_that_is_not_sftp(self, make: Callable[..., Session]) -> None:
         """A login script that prints a greeting is the classic."""
-        for greeting in (b"Welcome to this machine!\n", b"\x00\x00\x00\x09\x65\x00\x00\x00\x01\x00\x00\x00\x00"):
+        for greeting in (
+            b"Welcome to this machine!\n",
+            b"\x00\x00\x00\x09\x65\x00\x00\x00\x01\x00\x00\x00\x00",
+        ):
             with pytest.raises((RemoteDirectoryError, ProtocolViolation)):
                 make(Greeter(greeting))
 

@@ -192,8 +192,12 @@ class TestWriters:
         ("seconds", "on_the_wire"),
         [(-1, 0), (-(1 << 40), 0), (0, 0), (0xFFFFFFFF, 0xFFFFFFFF), (1 << 32, 0xFFFFFFFF)],
     )
-    def test_times_that_version_3_cannot_tell_are_the_nearest_it_can(self, seconds: int, on_the_wire: int) -> None:
-        assert wire.attrs(Attrs(atime=seconds, mtime=seconds)) == struct.pack(">III", 8, on_the_wire, on_the_wire)
+    def test_times_that_version_3_cannot_tell_are_the_nearest_it_can(
+        self, seconds: int, on_the_wire: int
+    ) -> None:
+        assert wire.attrs(Attrs(atime=seconds, mtime=seconds)) == struct.pack(
+            ">III", 8, on_the_wire, on_the_wire
+        )
 
     def test_ids_are_unsigned_32_bit(self) -> None:
         assert wire.header(5, 0xFFFFFFFF, 0) == unhex("00000005 05 ffffffff")
@@ -259,7 +263,13 @@ class TestReaders:
 
     def test_cursor_reads_to_the_end_and_not_beyond(self) -> None:
         cursor = Cursor(unhex("00000001 0000000000000002 00000001 61"))
-        assert (cursor.u32(), cursor.u64(), cursor.at_end, cursor.string(), cursor.at_end) == (1, 2, False, b"a", True)
+        assert (cursor.u32(), cursor.u64(), cursor.at_end, cursor.string(), cursor.at_end) == (
+            1,
+            2,
+            False,
+            b"a",
+            True,
+        )
         for read in (cursor.u32, cursor.u64, cursor.string, cursor.attrs):
             with pytest.raises(WireError):
                 read()
@@ -366,7 +376,9 @@ whole_attrs = st.builds(
 
 class TestAnything:
     @given(st.binary(max_size=300), st.sampled_from(PARSERS))
-    def test_arbitrary_bytes_raise_nothing_but_wire_error(self, body: bytes, parse: Callable[[bytes], Any]) -> None:
+    def test_arbitrary_bytes_raise_nothing_but_wire_error(
+        self, body: bytes, parse: Callable[[bytes], Any]
+    ) -> None:
         try:
             parse(body)
         except WireError:
@@ -384,10 +396,15 @@ class TestAnything:
         assert total <= sum(map(len, chunks))
 
     @given(
-        st.lists(st.tuples(st.sampled_from([101, 102, 103, 104, 105, 201, 7]), u32s, st.binary(max_size=60)), max_size=8),
+        st.lists(
+            st.tuples(st.sampled_from([101, 102, 103, 104, 105, 201, 7]), u32s, st.binary(max_size=60)),
+            max_size=8,
+        ),
         st.integers(1, 50),
     )
-    def test_framed_noise_comes_out_as_it_went_in(self, sent: List[Tuple[int, int, bytes]], step: int) -> None:
+    def test_framed_noise_comes_out_as_it_went_in(
+        self, sent: List[Tuple[int, int, bytes]], step: int
+    ) -> None:
         stream = b"".join(
             reply(kind, number, struct.pack(">I", len(body)) + body if kind == 103 else body)
             for kind, number, body in sent
