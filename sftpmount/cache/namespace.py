@@ -32,6 +32,7 @@ class Node:
 
     __slots__ = (
         "absent",
+        "aliased",
         "attrs",
         "attrs_until",
         "changed",
@@ -55,6 +56,7 @@ class Node:
         self.absent: Dict[bytes, float] = {}
         self.complete_until = 0.0
         self.target: Optional[bytes] = None  # a symlink's target, where known
+        self.aliased = False  # has or had several names: the kernel holds an inode for each
         self.pins = 0  # open handles: a pinned node is never forgotten
         self.file: Any = None  # cache.blocks.FileCache, made at the first open
         self.operation = threading.RLock()
@@ -273,6 +275,7 @@ class Namespace:
             parent.children[name] = node
             parent.absent.pop(name, None)
             node.links.append((parent, name))
+            node.aliased = True
             self._touch(parent)
 
     def removed(self, path: bytes) -> None:

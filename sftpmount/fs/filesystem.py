@@ -209,6 +209,10 @@ class Filesystem:
             if path is None:
                 return self.stat_of(handle.node)
         assert path is not None
+        if self._removed.node_at(path) is not None:
+            # libfuse takes one off the link count of what it has hidden, being used to a name that is still there.
+            shown = self.stat_of(self._look_up(path))
+            return shown._replace(nlink=shown.nlink + 1)
         return self.stat_of(self._look_up(path))
 
     def _look_up(self, path: bytes) -> Node:
@@ -350,6 +354,9 @@ class Filesystem:
         if is_libfuse_name(new) and moving is not None and not moving.is_dir:
             self._removed.remove(self._ns, moving, self._far_path(old), old, self._far_path(new), new)
             return
+        if self._removed.is_replacing_itself(new, moving):
+            self.link(old, new)
+            return
         self._removed.rename_begins(new)
         try:
             self._remote.rename(self._far_path(old), self._far_path(new), moving.attrs if moving else None)
@@ -478,6 +485,7 @@ class Filesystem:
                     node.file.cut_to = None  # nothing to commit it with
                 node.file.validator = None
                 node.file.mtime = None
+            self.writeback.account(node.file)
         self._ns.set_attrs(node, Attrs(size=size, mtime=int(self._wall())))
         if node.file is None or not node.file.writers:
             self._ns.distrust(node)  # the mtime is the server's to tell
@@ -544,7 +552,7 @@ class Filesystem:
             trusted = self._revalidate(node)
             handle = Handle(node, file, remote, writable, Pattern(self._read_ahead_bytes_max))
             # The kernel caches each name of a hard link by itself: what was written through another is not in it.
-            handle.trusted = trusted and len(node.links) <= 1
+            handle.trusted = trusted and not node.aliased
             with file.lock:
                 file.handles.append(handle)
                 if writable:

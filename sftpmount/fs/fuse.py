@@ -274,7 +274,7 @@ class _Adapter(_Base):  # type: ignore[misc]
         self._wait_out_old_size(handle.node, handle.file.size)
         fi.keep_cache = 1 if handle.trusted else 0
         # Each name of a hard link has pages of its own in the kernel: only without them do all see the same bytes.
-        fi.direct_io = 1 if len(handle.node.links) > 1 else 0
+        fi.direct_io = 1 if handle.node.aliased else 0
         fi.fh = self._new_handle(handle)
         return 0
 
@@ -294,7 +294,7 @@ class _Adapter(_Base):  # type: ignore[misc]
 
     def _show_to_other_links(self, node: Node) -> None:
         """The kernel holds each name of a hard link apart: what we changed through one must show through the others."""
-        if len(node.links) > 1:
+        if node.aliased:
             self._wait_out_attributes(node)
 
     def create(self, path: bytes, mode: int, fip: Any) -> int:
@@ -315,7 +315,7 @@ class _Adapter(_Base):  # type: ignore[misc]
             self._fs.append(handle, ctypes.string_at(buf, size))
         else:
             self._fs.write(handle, ctypes.string_at(buf, size), offset)
-        if len(handle.node.links) > 1:
+        if handle.node.aliased:
             self._wait_out_old_size(handle.node, handle.file.size)
         return size
 

@@ -13,7 +13,7 @@ import logging
 import secrets
 import threading
 import time
-from typing import Callable, Dict, List, Optional, Set
+from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from ..cache.namespace import Namespace, Node
 from ..errors import FsError
@@ -43,7 +43,9 @@ class RemovedFiles:
         self._lock = threading.Lock()
         self._unpinned = threading.Condition()
         self._returned = threading.Condition()  # guards _gone and _coming
-        self._gone: Dict[bytes, float] = {}  # paths removed while open -> when
+        self._gone: Dict[
+            bytes, Tuple[float, Node]
+        ] = {}  # paths removed while open -> when, and what was there
         self._coming: Set[bytes] = set()  # those of them that a rename is about to replace
         self._clock = clock
         self._nodes: Dict[bytes, Node] = {}  # libfuse's path -> node
@@ -86,9 +88,9 @@ class RemovedFiles:
         names.removed(old)
         with self._returned:
             now = self._clock()
-            for path in [path for path, since in self._gone.items() if since < now - 1.0]:
+            for path in [path for path, (since, _) in self._gone.items() if since < now - 1.0]:
                 del self._gone[path]
-            self._gone[old] = now
+            self._gone[old] = (now, node)
         if place is not None and node.file is not None:
             with node.file.lock:
                 for handle in node.file.handles:
@@ -98,6 +100,11 @@ class RemovedFiles:
         """True where the last handle goes this moment: the kernel does not wait for a release, so an unlink overtakes it."""
         with self._unpinned:
             return bool(self._unpinned.wait_for(lambda: node.pins == 0, RELEASE_S))
+
+    def is_replacing_itself(self, path: bytes, node: Optional[Node]) -> bool:
+        """True where ``node`` is renamed to a name that it just had itself: POSIX leaves both names of a hard link."""
+        since, gone = self._gone.get(path, (0.0, None))
+        return gone is not None and gone is node and self._clock() - since < REPLACE_S
 
     def rename_begins(self, path: bytes) -> None:
         """A rename to ``path`` is on its way to the server."""
@@ -120,9 +127,9 @@ class RemovedFiles:
         Whoever looks between the two waits for the second, or long enough to know that there is none.
         """
         with self._returned:
-            since = self._gone.get(path)
-            if since is None:
+            if path not in self._gone:
                 return False
+            since, _ = self._gone[path]
             while path in self._gone:
                 remaining_s = since + REPLACE_S - self._clock()
                 if path not in self._coming and remaining_s <= 0:

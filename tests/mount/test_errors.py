@@ -22,6 +22,7 @@ from support.sshd import Sshd
 MIB = 2**20
 DISK_BYTES = 16 * MIB
 TOO_MUCH = 24 * MIB
+KEYS = ("ed25519",)  # an RSA key takes a second to make
 
 
 class Outcome(NamedTuple):
@@ -65,7 +66,7 @@ def check_not_whole(path: Path, served: Path, whole_bytes: int) -> None:
 def mounted_disk(tmp_path: Path, options: str) -> Iterator[Tuple[Mount, Path]]:
     """A mount of a tmpfs, and the tmpfs as the server sees it."""
     disk = SmallDisk(tmp_path / "disk", options)
-    sshd = Sshd(tmp_path, sftp_server=disk.sftp_server)
+    sshd = Sshd(tmp_path, sftp_server=disk.sftp_server, host_key_types=KEYS)
     with disk, sshd, Mount(sshd, tmp_path, directory=str(disk.directory)) as mount:
         yield mount, disk.seen
 
@@ -254,7 +255,8 @@ class TestGrowthLimit:
     """A limit on the size of a file, which OpenSSH reports as a bare failure: EIO is as true as EFBIG."""
 
     def test_write_fsync_or_close_fails(self, tmp_path: Path, make_mount: Callable[..., Mount]) -> None:
-        with Sshd(tmp_path, sftp_server=growth_limited_sftp_server(tmp_path, 4096)) as sshd:
+        limited = growth_limited_sftp_server(tmp_path, 4096)
+        with Sshd(tmp_path, sftp_server=limited, host_key_types=KEYS) as sshd:
             mount = make_mount(sshd)
             for fsync in (True, False):
                 outcome = write_file(mount.path / "f", 8 * MIB, fsync=fsync)
@@ -271,7 +273,7 @@ class TestPermissions:
 
     @pytest.fixture
     def held(self, tmp_path: Path, make_mount: Callable[..., Mount]) -> Iterator[Here]:
-        with Sshd(tmp_path, sftp_server=ordinary_sftp_server()) as sshd:
+        with Sshd(tmp_path, sftp_server=ordinary_sftp_server(), host_key_types=KEYS) as sshd:
             (sshd.tree / "closed").mkdir()
             (sshd.tree / "closed" / "inside").write_bytes(b"x")
             (sshd.tree / "fixed").mkdir()

@@ -23,6 +23,7 @@ from mount.helpers import (
     refused,
     renameat2,
 )
+from support.mount import Mount
 from support.process import wait_until
 
 EDGES = [1, 4095, 4096, 4097, 131071, 131072, 131073, 300_001]
@@ -519,6 +520,20 @@ class TestRename:
         assert sorted(os.listdir(here.path)) == sorted(os.listdir(here.served)) == ["a", "b"]
         assert (here.served / "a").read_bytes() == (here.served / "b").read_bytes() == b"data"
 
+    @pytest.mark.parametrize("open_name", ["a", "b"])
+    def test_onto_another_link_of_the_same_open_file_changes_nothing(
+        self, here: Here, open_name: str
+    ) -> None:
+        (here.path / "a").write_bytes(b"data")
+        os.link(here.path / "a", here.path / "b")
+        with opened(here.path / open_name, os.O_RDWR) as fd:
+            os.rename(here.path / "a", here.path / "b")
+            os.pwrite(fd, b"D", 0)
+            assert sorted(os.listdir(here.path)) == ["a", "b"]
+            assert (here.path / "a").read_bytes() == (here.path / "b").read_bytes() == b"Data"
+        assert sorted(os.listdir(here.served)) == ["a", "b"]
+        assert (here.served / "a").read_bytes() == (here.served / "b").read_bytes() == b"Data"
+
     def test_an_open_file_with_unsaved_writes(self, here: Here) -> None:
         with opened(here.path / "a", os.O_CREAT | os.O_RDWR) as fd:
             os.write(fd, noise(150_000))
@@ -613,6 +628,32 @@ class TestUnlink:
             assert os.pread(fd, 100, 0) == b"unsaved"
         self.wait_for_nothing_left(here)
 
+    def test_an_open_file_in_the_root_of_the_mount(self, mount: Mount) -> None:
+        """Wherever a mount puts such files meanwhile, its own root is no place to show them."""
+        (mount.path / "d").mkdir()
+        for path in (mount.path / "f", mount.path / "d" / "f"):
+            with opened(path, os.O_CREAT | os.O_RDWR) as fd:
+                os.write(fd, b"data")
+                os.unlink(path)
+                assert os.listdir(mount.path) == ["d"]
+                assert os.listdir(mount.path / "d") == []
+                assert os.pread(fd, 10, 0) == b"data"
+        wait_until(
+            lambda: os.listdir(mount.served) == ["d"], 5.0, "the end of the unlinked files on the server"
+        )
+
+    def test_many_open_files_of_one_name(self, here: Here) -> None:
+        handles = []
+        for count in range(50):
+            handles.append(os.open(here.path / "f", os.O_CREAT | os.O_EXCL | os.O_RDWR))
+            os.write(handles[-1], b"%d" % count)
+            os.unlink(here.path / "f")
+        assert os.listdir(here.path) == []
+        for count, fd in enumerate(handles):
+            assert os.pread(fd, 10, 0) == b"%d" % count
+            os.close(fd)
+        self.wait_for_nothing_left(here)
+
     def test_the_name_can_be_used_again_at_once(self, here: Here) -> None:
         (here.path / "f").write_bytes(b"old content")
         with opened(here.path / "f", os.O_RDWR) as old:
@@ -698,7 +739,7 @@ class TestHardLinks:
         # that would slow the removal of a tree of hard links down tenfold.
         names = [here.path / "b", here.path / "d" / "c"]
         wait_until(lambda: [name.stat().st_nlink for name in names] == [2, 2], 0.2, "the link count of two")
-        assert names[0].stat().st_ino == names[1].st_ino
+        assert names[0].stat().st_ino == names[1].stat().st_ino
         os.rename(here.path / "other", here.path / "b")
         wait_until(lambda: (here.path / "d" / "c").stat().st_nlink == 1, 0.2, "the link count of one")
         assert (here.path / "d" / "c").read_bytes() == (here.served / "d" / "c").read_bytes() == b"data"

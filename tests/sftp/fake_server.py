@@ -439,6 +439,8 @@ class FakeConnection:
             raise RuntimeError("the fake server opens no more channels")
         channel = FakeChannel(self, len(self.channels), on_data, on_closed)
         self.channels.append(channel)
+        if self.ended.is_set():
+            channel.close()  # it came too late for abort() to see it
         return channel
 
     def heartbeat(self) -> None:
