@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
 import pytest
+from hypothesis import settings
 
 from support.mount import Mount, unmount_stale
 from support.process import Missing
 from support.relay import Relay
 from support.sshd import Sshd
+
+# Busy machines make every deadline flaky; the same examples in every run make a red test somebody's doing. With --long, or
+# HYPOTHESIS_PROFILE=explore, it looks further.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

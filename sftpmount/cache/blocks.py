@@ -30,6 +30,7 @@ BLOCK_BYTES = 131072
 
 Buffer = Union[bytes, bytearray]
 BlockKey = Tuple[int, int]
+Version = Tuple[Optional[int], Optional[int]]
 
 
 class _Lru(cachetools.LRUCache[BlockKey, bytes]):
@@ -103,6 +104,7 @@ class Teller(Protocol):
     """An open handle, as far as failures go: ``owed`` is what it has not been told yet."""
 
     owed: Optional[StatusError]
+    remote: Any  # sftp.remote.RemoteFile
 
 
 class Read:
@@ -155,9 +157,13 @@ class FileCache:
         # again. ``recut`` says that it may have forgotten: the cut is to be made again before anything is sent.
         self.cut_to: Optional[int] = None
         self.cuts = 0
+        self.growing_to = 0  # the size that a truncation on its way asks for
         self.recut = False
-        self.validator: Optional[Tuple[Optional[int], Optional[int]]] = (
-            None  # server's (size, mtime) of the clean bytes
+        # The server's (size, mtime) that the clean bytes belong to; None while ours are the newer ones.
+        self.validator: Optional[Version] = None
+        self.sent = False  # something was sent since the validator was taken
+        self.committed_mtime = (
+            0  # the server's can only be younger, even after it forgot what was not committed
         )
         self.touched_s = 0.0  # clock of the last write, for write-back by age
         self.mtime: Optional[int] = (
@@ -250,6 +256,7 @@ class FileCache:
             self.in_flight.add(start, end)
             self.dirty.remove(start, end)
             self.requests_in_flight += 1
+            self.sent = True
             return start, memoryview(self.buffers[index])[start - base : end - base]
 
     def acknowledged(self, start: int, end: int, *, durable: bool) -> None:
@@ -264,8 +271,11 @@ class FileCache:
         self.lock.notify_all()
 
     def refused(self, failure: StatusError) -> None:
-        """The server refused bytes of this file: sticky until they are stored, and told to every handle open now."""
-        if self.failure is None:
+        """The server refused bytes of this file: sticky until they are stored, and told to every handle open now.
+
+        Without such bytes (they were given up, or cut off, while they were on their way) there is nothing to tell.
+        """
+        if self.failure is None and (self.dirty or self.cut_to is not None):
             self.failure = failure
             for handle in self.handles:
                 handle.owed = failure
@@ -304,12 +314,16 @@ class FileCache:
                 for index in block_range(low, high):
                     self._release(index)
 
-    def lost(self) -> None:
-        """The session ended: what was acknowledged but not committed may be gone with the server's memory."""
+    def resend(self) -> None:
+        """An fsync was refused: nothing is known of what it covered, so all of it is to be sent again."""
         self.dirty.update(self.written)
         self.written.clear()
-        self.recut = self.cut_to is not None
         self.lock.notify_all()
+
+    def lost(self) -> None:
+        """The session ended: what was acknowledged but not committed may be gone with the server's memory."""
+        self.recut = self.cut_to is not None
+        self.resend()
 
     def _release(self, index: int) -> None:
         """Drop a block's buffer when nothing in it is unsafe any more; a fully known block becomes a clean one."""
@@ -374,6 +388,28 @@ class FileCache:
         self.fetches.clear()
         for read in self.reads:
             read.stale = True
+
+    def is_now(self, version: Optional[Version]) -> None:
+        """What the server has is what we made of it: the handles that are open go on with it."""
+        self.validator = version
+        self.sent = False
+        for handle in self.handles:
+            handle.remote.seen = version
+
+    def is_stale(self, seen: Optional[Version]) -> bool:
+        """True where a handle that was opened at ``seen`` would read another client's file now."""
+        ours = self.authoritative or self.unsafe
+        return not ours and seen is not None and self.validator is not None and seen != self.validator
+
+    def may_be(self, size: Optional[int], mtime: Optional[int]) -> bool:
+        """True where the server's file of that size and mtime can be the one that we have open."""
+        if not self.sent and not self.authoritative and not self.unsafe:
+            return self.validator is None or self.validator == (size, mtime)
+        known = self.validator[0] if self.validator is not None else None
+        # A cut that the server forgot leaves it with more than we know of.
+        if size is not None and self.cut_to is None and size > max(self.size, known or 0, self.growing_to):
+            return False
+        return mtime is None or mtime >= self.committed_mtime
 
     def distrust(self) -> None:
         """Forget every clean byte: the server's file is not the one they came from."""

@@ -14,7 +14,8 @@ from typing import Dict, List, Optional, Tuple
 
 from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import Remote, RemoteFile
-from ..sftp.session import Pending
+from ..sftp.session import Pending, Session
+from ..sftp.wire import Attrs
 from .blocks import BLOCK_BYTES, CleanBlocks, FileCache, Read, block_range
 from .readahead import Pattern
 
@@ -25,13 +26,14 @@ FETCHES_MAX = 64
 class Fetch:
     """One block on its way; ``data`` is None until it has come whole."""
 
-    __slots__ = ("_done", "_missing", "_parts", "data", "expected", "file", "index")
+    __slots__ = ("_done", "_missing", "_parts", "check", "data", "expected", "file", "index")
 
     def __init__(self, file: FileCache, index: int, expected: int) -> None:
         self.file = file
         self.index = index
         self.expected = expected
         self.data: Optional[bytes] = None
+        self.check: Optional[Pending] = None  # FSTAT, sent behind the READs of its batch
         self._parts: Dict[int, bytes] = {}
         self._missing = expected
         self._done = allocate_lock()
@@ -57,6 +59,11 @@ class Fetch:
             return True
         return False
 
+    def give_up(self) -> bool:
+        """It could not be sent; True where it had not ended by itself."""
+        ended, self._missing = self._missing < 0, -1
+        return not ended
+
     def finish(self) -> None:
         """Wake who waits; once."""
         self._done.release()
@@ -65,6 +72,10 @@ class Fetch:
         """The block, or None where it did not come."""
         with self._done:
             return self.data
+
+
+def _changed_meanwhile() -> FsError:
+    return FsError(errno.ESTALE, "the file was changed on the server while it was open here")
 
 
 class Fetcher:
@@ -79,6 +90,8 @@ class Fetcher:
         while True:
             with file.lock:
                 end = min(offset + size, file.size)
+                if file.is_stale(source.seen):
+                    raise _changed_meanwhile()
                 if offset >= end:
                     return b""
                 read = Read(offset, end)
@@ -148,30 +161,33 @@ class Fetcher:
 
     def _send(self, source: RemoteFile, fetches: List[Fetch]) -> None:
         """Send what these fetches need; a fetch that cannot be sent ends at once, and its reader asks for itself."""
-        sent = 0
         session = self._remote.session_now()
+        waiting = list(fetches)
         try:
             if session is None:
                 raise ConnectionLost
+            while waiting:
+                self._send_one(source, session, waiting[0])
+                waiting.pop(0)
+            check = self._remote.fstat_soon(source, session)
             for fetch in fetches:
-                base = fetch.index * BLOCK_BYTES
-                step = session.limits.read_bytes
-                for at in range(0, fetch.expected, step):
-                    wanted = min(step, fetch.expected - at)
-
-                    def arrived(
-                        pending: Pending, fetch: Fetch = fetch, at: int = at, wanted: int = wanted
-                    ) -> None:
-                        if fetch.arrived(at, wanted, pending):
-                            self._settle(fetch)
-
-                    self._remote.read_soon(source, session, base + at, wanted, arrived)
-                sent += 1
+                fetch.check = check
         except (ConnectionLost, FsError):
-            for fetch in fetches[sent:]:
-                if fetch._missing >= 0:
-                    fetch._missing = -1
+            for fetch in waiting:
+                if fetch.give_up():
                     self._settle(fetch)
+
+    def _send_one(self, source: RemoteFile, session: Session, fetch: Fetch) -> None:
+        base = fetch.index * BLOCK_BYTES
+        step = session.limits.read_bytes
+        for at in range(0, fetch.expected, step):
+            wanted = min(step, fetch.expected - at)
+
+            def arrived(pending: Pending, at: int = at, wanted: int = wanted) -> None:
+                if fetch.arrived(at, wanted, pending):
+                    self._settle(fetch)
+
+            self._remote.read_soon(source, session, base + at, wanted, arrived)
 
     def _settle(self, fetch: Fetch) -> None:
         file = fetch.file
@@ -186,6 +202,11 @@ class Fetcher:
 
     def _await(self, file: FileCache, source: RemoteFile, fetch: Fetch) -> bytes:
         data = fetch.wait()
+        if data is not None and fetch.check is not None:
+            try:
+                self._compare(file, source, fetch.check.wait().attrs())
+            except (ConnectionLost, StatusError):
+                data = None
         if data is not None:
             return data
         base = fetch.index * BLOCK_BYTES
@@ -193,7 +214,8 @@ class Fetcher:
 
     def _exactly(self, file: FileCache, source: RemoteFile, start: int, end: int) -> bytes:
         """The bytes of ``[start, end)``; the part that the server does not have yet reads as zeros, as a hole does."""
-        data = self._remote.read(source, start, end - start)
+        data, attrs = self._remote.read_with_attrs(source, start, end - start)
+        self._compare(file, source, attrs)
         if len(data) < end - start:
             with file.lock:
                 ours = file.authoritative or file.unsafe or end > file.size
@@ -201,6 +223,18 @@ class Fetcher:
                 raise FsError(errno.ESTALE, "the file was cut short on the server while it was open here")
             data = data.ljust(end - start, b"\0")
         return data
+
+    @staticmethod
+    def _compare(file: FileCache, source: RemoteFile, now: Attrs) -> None:
+        """``now`` was asked for behind the bytes: ESTALE where they are another version's than the handle was opened at."""
+        with file.lock:
+            ours = file.authoritative or file.unsafe or file.validator is None
+            if not ours and file.validator != (now.size, now.mtime):
+                file.distrust()
+                file.size = now.size or 0
+                file.validator = (now.size, now.mtime)
+            if file.is_stale(source.seen):
+                raise _changed_meanwhile()
 
     @staticmethod
     def _compose(

@@ -77,6 +77,11 @@ class Node:
         return stat.S_ISLNK(self.mode)
 
 
+def _same_type(node: Node, attrs: Attrs) -> bool:
+    """True unless both types are known and differ; some listings come without attributes."""
+    return not node.mode or not attrs.mode or stat.S_IFMT(node.mode) == stat.S_IFMT(attrs.mode)
+
+
 class Absent(Exception):
     """The name is known not to exist."""
 
@@ -193,11 +198,12 @@ class Namespace:
             parent_path, name = split(path)
             parent = self._walk(parent_path) or self._grow(parent_path)
             node = parent.children.get(name)
-            if node is not None and stat.S_IFMT(node.mode) == stat.S_IFMT(attrs.mode or 0):
-                return self._take_in(node, attrs, until, mark)
+            current = max(self._changes.get(parent, 0), self._moved) < mark
+            if node is not None and (_same_type(node, attrs) or not current):
+                return self._take_in(node, attrs, until, mark) if self._moved < mark else node
             if node is not None:
                 self._unlink(parent, name)  # another client replaced it by something else
-            fresh = until if self._changes.get(parent, 0) < mark else 0.0
+            fresh = until if current else 0.0
             return self._insert(parent, name, path, attrs, fresh)
 
     def told_absent(self, path: bytes, mark: int) -> None:
@@ -229,7 +235,7 @@ class Namespace:
             for entry in entries:
                 gone.discard(entry.name)
                 child = node.children.get(entry.name)
-                if child is not None and stat.S_IFMT(child.mode) == stat.S_IFMT(entry.attrs.mode or 0):
+                if child is not None and _same_type(child, entry.attrs):
                     self._take_in(child, entry.attrs, until, mark)
                     continue
                 if child is not None:
@@ -252,7 +258,7 @@ class Namespace:
             parent = self._walk(parent_path) or self._grow(parent_path)
             self._changed_in(parent)
             node = parent.children.get(name)
-            if node is not None and stat.S_IFMT(node.mode) == stat.S_IFMT(attrs.mode or 0) and not complete:
+            if node is not None and _same_type(node, attrs) and not complete:
                 node.changed = 0
                 self._take_in(node, attrs, self._clock() + self._lifetime_s, self._mark)
                 return node
@@ -287,6 +293,8 @@ class Namespace:
                 return
             self._changed_in(parent)
             if name in parent.children:
+                if parent.children[name].is_dir:
+                    self._moved = self._mark
                 self._unlink(parent, name)
             parent.absent[name] = self._clock() + self._lifetime_s
 
@@ -406,8 +414,8 @@ class Namespace:
                 node.target = None
                 if node.is_dir and node is not self.root:
                     node.complete_until = min(node.complete_until, self._clock())
-            node.attrs = attrs
-            node.attrs_until = until
+            node.attrs = attrs if attrs.mode else attrs._replace(mode=node.attrs.mode)
+            node.attrs_until = until if attrs.mode else 0.0
         return node
 
     def _unlink(self, parent: Node, name: bytes) -> None:
@@ -448,9 +456,11 @@ class Namespace:
 
     def _pinned(self, start: Node) -> Iterator[Node]:
         nodes = [start]
+        seen: Set[Node] = set()
         while nodes:
             node = nodes.pop()
-            if node.pins:
+            if node.pins and node not in seen:
+                seen.add(node)
                 yield node
             nodes.extend(node.children.values())
 

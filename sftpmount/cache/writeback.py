@@ -318,7 +318,7 @@ class _Fsync:
         with self._file.lock:
             self._file.end_commit(self._commit, ok=ok)
             if not ok:
-                self._file.lost()
+                self._file.resend()
                 if isinstance(self._error, StatusError):
                     self._file.refused(self._error)
             self._owner.account(self._file)

@@ -371,6 +371,8 @@ class Filesystem:
         if replaced is not None and replaced.file is not None and not replaced.links:
             with replaced.file.lock:
                 replaced.file.distrust()
+                for handle in replaced.file.handles:
+                    handle.remote.path = b""  # the name leads to another file now
         self._removed.directory_renamed(old, new)
         for node in self._ns.open_nodes(new):
             self._rename_open(node)
@@ -409,6 +411,10 @@ class Filesystem:
         node = self._look_up(path)
         self._set_attrs(path, node, Attrs(mode=stat.S_IMODE(mode)))
         self._ns.set_attrs(node, Attrs(mode=stat.S_IFMT(node.mode) | stat.S_IMODE(mode)))
+        if node.file is not None:
+            with node.file.lock:
+                for handle in node.file.handles:
+                    handle.remote.mode = stat.S_IMODE(mode)
         return node
 
     def chown(self, path: bytes, uid: int, gid: int) -> Node:
@@ -447,7 +453,8 @@ class Filesystem:
         if node.file is not None:
             with node.file.lock:
                 if node.file.validator is not None:
-                    node.file.validator = (node.file.validator[0], mtime)
+                    node.file.is_now((node.file.validator[0], mtime))
+                node.file.committed_mtime = 0  # it may be set to the past
         return node
 
     def _set_attrs(self, path: bytes, node: Node, attrs: Attrs) -> None:
@@ -467,12 +474,13 @@ class Filesystem:
                 raise FsError(errno.EISDIR)
         with node.operation:
             self._store(node)
-            attrs = Attrs(size=size)
+            if node.file is not None:
+                node.file.growing_to = size
             if handle is not None:
-                self._remote.fsetstat(handle.remote, attrs)
+                self._remote.fsetstat(handle.remote, Attrs(size=size))
             else:
                 assert path is not None
-                self._remote.setstat(self._far_path(path), attrs)
+                self._remote.setstat(self._far_path(path), Attrs(size=size))
             self._changed_size(node, size)
         return node
 
@@ -481,9 +489,11 @@ class Filesystem:
             can_commit = self._remote.has(FSYNC)
             with node.file.lock:
                 node.file.truncate(size)
+                node.file.growing_to = 0
                 if not can_commit or not node.file.writers:
                     node.file.cut_to = None  # nothing to commit it with
-                node.file.validator = None
+                node.file.is_now(None)
+                node.file.sent = True
                 node.file.mtime = None
             self.writeback.account(node.file)
         self._ns.set_attrs(node, Attrs(size=size, mtime=int(self._wall())))
@@ -507,8 +517,11 @@ class Filesystem:
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         pflags = _pflags(flags)
         node = self._ns.get(path)
-        if not pflags & wire.FXF_TRUNC or node is None:
+        if not pflags & wire.FXF_TRUNC:
             handle = self._open(path, pflags, writable)
+        elif node is None:
+            handle = self._open(path, pflags, writable)
+            self._changed_size(handle.node, 0)
         else:
             with node.operation:
                 self._store(node)
@@ -538,8 +551,9 @@ class Filesystem:
             raise
         node = self._ns.created(path, attrs)
         handle = self._attach(node, remote, attrs, flags & os.O_ACCMODE != os.O_RDONLY)
-        if pflags & wire.FXF_TRUNC and handle.file.size:
-            self._changed_size(node, 0)  # it was there after all, and open here
+        if pflags & wire.FXF_TRUNC and not pflags & wire.FXF_EXCL:
+            self._changed_size(node, 0)  # it may have been there after all
+        remote.mode = None if attrs.mode is None else stat.S_IMODE(attrs.mode)
         handle.appends = bool(flags & os.O_APPEND)
         return handle
 
@@ -554,6 +568,7 @@ class Filesystem:
             # The kernel caches each name of a hard link by itself: what was written through another is not in it.
             handle.trusted = trusted and not node.aliased
             with file.lock:
+                remote.seen = file.validator
                 file.handles.append(handle)
                 if writable:
                     file.writers.append(remote)
@@ -575,16 +590,16 @@ class Filesystem:
                 file.distrust()
                 file.size = attrs.size or 0
                 file.validator = now
+                file.sent = False
+                file.committed_mtime = attrs.mtime or 0
             return trusted
 
     @staticmethod
     def _verify_reopened(file: FileCache, now: Attrs) -> None:
         """After a reconnect: the same file, as far as SFTP can tell."""
         with file.lock:
-            if file.authoritative or file.unsafe or file.validator is None:
-                return
-            if file.validator != (now.size, now.mtime):
-                raise FsError(errno.ESTALE)
+            if not file.may_be(now.size, now.mtime):
+                raise FsError(errno.ESTALE, "another file has taken its name")
 
     def read(self, handle: Handle, size: int, offset: int) -> bytes:
         """At most ``size`` bytes at ``offset``, fewer only at the end of the file."""
@@ -632,11 +647,20 @@ class Filesystem:
         with file.lock:
             if file.unsent:
                 return
-            if attrs.size is not None and attrs.size != file.size:
-                log.warning("the server has %d bytes of a file that has %d here", attrs.size, file.size)
-            file.validator = (attrs.size, attrs.mtime)
+            short = attrs.size is not None and attrs.size < file.size
+            file.is_now((attrs.size, attrs.mtime))
+            if not file.unsafe:
+                file.committed_mtime = attrs.mtime or 0
             file.mtime = None
         self._ns.set_attrs(node, Attrs(size=attrs.size, mtime=attrs.mtime))
+        if short:
+            log.error(
+                "the server acknowledged %d bytes of %r and has %d",
+                file.size,
+                self._ns.path_of(node),
+                attrs.size,
+            )
+            raise FsError(errno.EIO, "the server has less than it acknowledged")
 
     def release(self, handle: Handle) -> None:
         """The last descriptor of this open is gone. Nobody waits for this, so it must be quick."""

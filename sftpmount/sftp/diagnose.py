@@ -27,6 +27,8 @@ def errno_for(session: Session, what: str, status: StatusError, paths: Sequence[
         return errno.ENAMETOOLONG
     if status.code == FX_PERMISSION_DENIED and what == "setstat":
         return errno.EPERM  # what a local chmod, chown or utimes by someone else gets
+    if status.code == FX_PERMISSION_DENIED and what == "link" and stat.S_ISDIR(_mode(session, paths[0]) or 0):
+        return errno.EPERM
     if status.code == FX_OP_UNSUPPORTED and what == "setstat":
         return errno.EPERM
     if (

@@ -19,7 +19,15 @@ import threading
 import time
 from typing import Callable, Dict, List, Optional, Tuple, TypeVar
 
-from ..errors import FX_NO_SUCH_FILE, ConnectionLost, FsError, NotSent, SftpMountError, StatusError
+from ..errors import (
+    FX_NO_SUCH_FILE,
+    FX_PERMISSION_DENIED,
+    ConnectionLost,
+    FsError,
+    NotSent,
+    SftpMountError,
+    StatusError,
+)
 from . import diagnose, wire
 from .session import ByteConnection, Lane, Pending, Session
 from .wire import Attrs
@@ -52,12 +60,16 @@ class RemoteFile:
     after a reopen and raises FsError (ESTALE) where it is not the file it was.
     """
 
-    __slots__ = ("closed", "handle", "lane", "lock", "path", "pflags", "session", "verify")
+    __slots__ = ("closed", "handle", "lane", "lock", "mode", "path", "pflags", "seen", "session", "verify")
 
     def __init__(self, path: bytes, pflags: int) -> None:
         self.path = path
         self.pflags = pflags
         self.verify: Callable[[Attrs], None] = lambda attrs: None
+        self.seen: Optional[Tuple[Optional[int], Optional[int]]] = (
+            None  # the owner's: (size, mtime) it was opened at
+        )
+        self.mode: Optional[int] = None  # the owner's: permission bits that we gave the file
         self.session: Optional[Session] = None
         self.lane: Optional[Lane] = None
         self.handle = b""
@@ -507,10 +519,12 @@ class Remote:
                 return file.lane, file.handle
             if file.closed:
                 raise FsError(errno.EBADF)
+            if not file.path:
+                raise FsError(errno.ESTALE, "another file has taken its name")
             lane = self._lane_for(session, file.pflags)
             pflags = file.pflags & ~(wire.FXF_CREAT | wire.FXF_EXCL | wire.FXF_TRUNC)
             try:
-                handle = lane.request(wire.OPEN, wire.open_body(file.path, pflags)).wait().handle()
+                handle = self._reopen(lane, file, pflags)
                 attrs = lane.request(wire.FSTAT, wire.string(handle)).wait().attrs()
             except StatusError as status:
                 code = errno.ESTALE if status.code == FX_NO_SUCH_FILE else status.errno
@@ -522,6 +536,31 @@ class Remote:
                 raise
             file.session, file.lane, file.handle = session, lane, handle
             return lane, handle
+
+    @staticmethod
+    def _reopen(lane: Lane, file: RemoteFile, pflags: int) -> bytes:
+        opening = wire.open_body(file.path, pflags)
+        try:
+            return lane.request(wire.OPEN, opening).wait().handle()
+        except StatusError as status:
+            mode = file.mode
+            if (
+                status.code != FX_PERMISSION_DENIED
+                or not pflags & wire.FXF_WRITE
+                or mode is None
+                or mode & 0o200
+            ):
+                raise
+        # Made read-only by us after it was opened (git and restic do so): let it be opened as it was, and no longer.
+        now = lane.request(wire.LSTAT, wire.string(file.path)).wait().attrs()
+        if not stat.S_ISREG(now.mode or 0) or stat.S_IMODE(now.mode or 0) != mode:
+            raise FsError(errno.EACCES)
+        body = wire.string(file.path)
+        lane.request(wire.SETSTAT, body + wire.attrs(Attrs(mode=mode | 0o200))).wait().expect_ok()
+        try:
+            return lane.request(wire.OPEN, opening).wait().handle()
+        finally:
+            lane.request(wire.SETSTAT, body + wire.attrs(Attrs(mode=mode))).wait().expect_ok()
 
     def read_soon(
         self,
@@ -563,22 +602,34 @@ class Remote:
         lane.request(wire.FSETSTAT, wire.string(handle) + wire.attrs(attrs)).wait().expect_ok()
 
     def read(self, file: RemoteFile, offset: int, length: int) -> bytes:
-        """At most ``length`` bytes at ``offset``, fewer only at the end of the file; loops over short replies."""
+        """``read_with_attrs`` without the attributes."""
+        return self.read_with_attrs(file, offset, length)[0]
 
-        def attempt(session: Session) -> bytes:
+    def read_with_attrs(self, file: RemoteFile, offset: int, length: int) -> Tuple[bytes, Attrs]:
+        """At most ``length`` bytes at ``offset``, fewer only at the end of the file, and the attributes behind them.
+
+        Loops over short replies; the attributes are asked for in the same flight.
+        """
+
+        def attempt(session: Session) -> Tuple[bytes, Attrs]:
             parts: List[bytes] = []
             position, end = offset, offset + length
+            looking: Optional[Pending] = None
             while position < end:
                 lane, handle = self.attach(file, session)
                 count = min(end - position, session.limits.read_bytes)
-                data = lane.request(wire.READ, wire.read_body(handle, position, count)).wait().data()
+                reading = lane.request(wire.READ, wire.read_body(handle, position, count))
+                if position + count >= end:
+                    looking = lane.request(wire.FSTAT, wire.string(handle))
+                data = reading.wait().data()
                 if not data:
                     break
                 if len(data) > count:
                     raise ConnectionLost("the server sent more bytes than were asked for")
                 parts.append(data)
                 position += len(data)
-            return b"".join(parts)
+            looking = looking or self.fstat_soon(file, session)
+            return b"".join(parts), looking.wait().attrs()
 
         try:
             return self.run(attempt)

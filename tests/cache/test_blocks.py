@@ -199,7 +199,7 @@ class Machine(RuleBasedStateMachine):
         else:
             self.file.end_commit(request, ok=status is None)
             if status is not None:
-                self.file.lost()
+                self.file.resend()
         if status is not None:
             self.file.refused(status)
 
@@ -351,9 +351,9 @@ class MachineWithoutFsync(Machine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestMachineWithoutFsync = MachineWithoutFsync.TestCase
-TestMachineWithoutFsync.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestMachineWithoutFsync.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.long

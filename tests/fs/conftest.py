@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import Any, Callable, Iterator, List
 
 import pytest
-from hypothesis import settings
 
 from sftp.fake_server import FakeServer
 from sftpmount.fs.filesystem import Filesystem
 from sftpmount.sftp.remote import Remote
 from support.process import wait_until
-
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
 
 START_S = 1_700_000_000.0
 

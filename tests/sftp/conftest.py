@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any, Callable, Iterator, List
 
 import pytest
-from hypothesis import settings
 
 from sftp.fake_server import FakeServer
 from sftpmount.sftp.remote import Remote
 
 # The machine may be busy with other tests.
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
 
 
 @pytest.fixture
