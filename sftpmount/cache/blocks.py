@@ -27,6 +27,7 @@ from ..errors import StatusError
 from .extents import Extents
 
 BLOCK_BYTES = 131072
+ENTRY_BYTES = 512  # the least that a cached block costs: a million small files must fit the limit too
 
 Buffer = Union[bytes, bytearray]
 BlockKey = Tuple[int, int]
@@ -37,7 +38,7 @@ class _Lru(cachetools.LRUCache[BlockKey, bytes]):
     """An LRU that tells which blocks of which file it still has."""
 
     def __init__(self, bytes_max: int) -> None:
-        super().__init__(bytes_max, getsizeof=len)
+        super().__init__(bytes_max, getsizeof=lambda data: max(len(data), ENTRY_BYTES))
         self.of_file: Dict[int, Set[int]] = {}
 
     def popitem(self) -> Tuple[BlockKey, bytes]:
@@ -96,7 +97,7 @@ class CleanBlocks:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes held now."""
+        """Bytes held now; a small block counts with what it costs besides."""
         return int(self._lru.currsize)
 
 

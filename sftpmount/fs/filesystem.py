@@ -704,6 +704,9 @@ class Filesystem:
             log.warning("closing a file: %s", error.strerror)
         self._ns.unpin(node)
         if not node.pins:
+            if not node.links:
+                with file.lock:
+                    file.distrust()  # nobody can ask for its bytes again
             self._removed.released(node)
 
     def fsyncdir(self, path: bytes) -> None:

@@ -82,7 +82,8 @@ class RemovedFiles:
                 place = far_new
                 self._remote.rename(far_old, place, node.attrs)
         with self._lock:
-            self._nodes[new] = node
+            if node.pins:
+                self._nodes[new] = node
             if place is not None:
                 self._places[node] = place
         names.removed(old)

@@ -215,12 +215,16 @@ class PacketStream:
                 lengths.append((count, padding, 10 + count + padding))
                 left -= count
             out = memoryview(bytearray(sum(length for _, _, length in lengths) + overhead * len(lengths)))
-            at = 0
+            noise = os.urandom(
+                sum(padding for _, padding, _ in lengths)
+            )  # one system call for a batch of packets
+            at = used = 0
             for count, padding, length in lengths:
                 plain = self._plain_out[: 4 + length]
                 _DATA_HEADER.pack_into(plain, 0, length, padding, _CHANNEL_DATA, channel, count)
                 source.fill(plain[14 : 14 + count])
-                plain[14 + count :] = os.urandom(padding)
+                plain[14 + count :] = noise[used : used + padding]
+                used += padding
                 self._seal_one(cipher, plain, out[at : at + length + overhead])
                 at += length + overhead
             self._queue.append(out)

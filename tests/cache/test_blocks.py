@@ -136,7 +136,7 @@ class Machine(RuleBasedStateMachine):
     def send_one(self, bytes_max: int, whole_blocks: bool) -> bool:
         if self.file.recut or self.file.failure is not None:
             return False
-        before = [sent for sent in self.on_the_way()]
+        before = list(self.on_the_way())
         taken = self.file.take_request(bytes_max, whole_blocks=whole_blocks)
         if taken is None:
             assert whole_blocks or not self.file.dirty.first(self.file.in_flight)
@@ -475,7 +475,9 @@ class TestCleanBlocks:
         clean = CleanBlocks(100 * BLOCK)
         clean.put(1, 0, bytes(BLOCK))
         clean.put(1, 0, bytes(3))
-        assert clean.held_bytes == 3
+        once = CleanBlocks(100 * BLOCK)
+        once.put(1, 0, bytes(3))
+        assert clean.held_bytes == once.held_bytes < BLOCK
         assert clean.get(1, 0) == bytes(3)
 
     @pytest.mark.parametrize("blocks_kept", [0, 1, 4])
