@@ -27,7 +27,6 @@ from ..errors import StatusError
 from .extents import Extents
 
 BLOCK_BYTES = 131072
-ENTRY_BYTES = 512  # the least that a cached block costs: a million small files must fit the limit too
 
 Buffer = Union[bytes, bytearray]
 BlockKey = Tuple[int, int]
@@ -38,7 +37,8 @@ class _Lru(cachetools.LRUCache[BlockKey, bytes]):
     """An LRU that tells which blocks of which file it still has."""
 
     def __init__(self, bytes_max: int) -> None:
-        super().__init__(bytes_max, getsizeof=lambda data: max(len(data), ENTRY_BYTES))
+        # A small block counts 512 bytes, about what it costs besides: a million small files must fit the limit too.
+        super().__init__(bytes_max, getsizeof=lambda data: max(len(data), BLOCK_BYTES // 256))
         self.of_file: Dict[int, Set[int]] = {}
 
     def popitem(self) -> Tuple[BlockKey, bytes]:

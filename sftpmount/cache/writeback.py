@@ -218,7 +218,7 @@ class WriteBack:
             target.update(file.in_flight)
             if commit:
                 target.update(file.written)
-            if not target and not (commit and file.unsafe):
+            if not target and not file.recut and not (commit and file.unsafe):
                 return None
             file.failure = (
                 None  # this is the retry that may clear it: the bytes are all sent again, or it fails anew
