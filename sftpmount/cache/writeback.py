@@ -218,7 +218,8 @@ class WriteBack:
             target.update(file.in_flight)
             if commit:
                 target.update(file.written)
-            if not target and not file.recut and not (commit and file.unsafe):
+            # What was acknowledged already still changed the server's size and time.
+            if not target and not file.recut and not file.sent and not (commit and file.unsafe):
                 return None
             file.failure = (
                 None  # this is the retry that may clear it: the bytes are all sent again, or it fails anew

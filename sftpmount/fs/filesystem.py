@@ -676,8 +676,9 @@ class Filesystem:
     def _release_last(self, handle: Handle) -> None:
         node, file = handle.node, handle.file
         try:
-            if len(file.writers) == 1:
-                self.writeback.flush(file, commit=True)
+            attrs = self.writeback.flush(file, commit=True) if len(file.writers) == 1 else None
+            if attrs is not None:
+                self._stored(node, attrs)
         except FsError as error:
             path = self._ns.path_of(node) or b"(removed)"
             self.not_stored.append(f"{path.decode('utf-8', 'backslashreplace')}: {error.strerror}")

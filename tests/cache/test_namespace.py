@@ -260,6 +260,11 @@ class TestOwnChanges:
         assert seen(ns, b"/b") == "ask"
         assert seen(ns, b"/a") == "absent"
 
+    def test_renaming_what_is_not_known_to_a_name_that_was_absent(self, ns: Namespace) -> None:
+        ns.told_absent(b"/b", ns.mark())
+        ns.renamed(b"/a", b"/b")
+        assert seen(ns, b"/b") == "ask"
+
     def test_a_name_created_again_has_another_inode_number_while_the_old_one_lives(
         self, ns: Namespace
     ) -> None:

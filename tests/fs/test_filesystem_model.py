@@ -75,6 +75,7 @@ class Work(RuleBasedStateMachine):
                 self.server,
                 b"",
                 self.clock,
+                leaps=True,
                 lanes=lanes,
                 commit=commit,
                 cache_bytes_max=cache_blocks * BLOCK_BYTES,
@@ -215,6 +216,7 @@ class Work(RuleBasedStateMachine):
         """Onto the other name; libfuse sees to it that what is replaced is not open."""
         new = NAMES[1 - NAMES.index(old)]
         if old in self.files and not any(opened.file is self.files.get(new) for opened in self.opened):
+            self.fs.getattr(old)  # the kernel looks names up before it changes them
             self.fs.rename(old, new)
             self.files[new] = self.files.pop(old)
 

@@ -75,6 +75,7 @@ class Work(RuleBasedStateMachine):
                 self.server,
                 b"",
                 self.clock,
+                leaps=True,
                 lanes=lanes,
                 commit=commit,
                 cache_bytes_max=cache_blocks * BLOCK_BYTES,
@@ -215,6 +216,7 @@ class Work(RuleBasedStateMachine):
         """Onto the other name; libfuse sees to it that what is replaced is not open."""
         new = NAMES[1 - NAMES.index(old)]
         if old in self.files and not any(opened.file is self.files.get(new) for opened in self.opened):
+            self.fs.getattr(old)  # the kernel looks names up before it changes them
             self.fs.rename(old, new)
             self.files[new] = self.files.pop(old)
 
@@ -292,7 +294,7 @@ class Work(RuleBasedStateMachine):
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 
 TestWork = Work.TestCase
-TestWork.settings = settings(max_examples=150, stateful_step_count=25, deadline=None, phases=PHASES)
+TestWork.settings = settings(max_examples=1200, stateful_step_count=40, deadline=None, phases=PHASES)
 
 
 @pytest.mark.long
