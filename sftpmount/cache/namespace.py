@@ -324,6 +324,7 @@ class Namespace:
                     self._moved = self._mark
             else:
                 new_parent.complete_until = 0.0
+                new_parent.absent.pop(new_name, None)
                 self._moved = self._mark
             if old_parent is not None:
                 old_parent.absent[old_name] = self._clock() + self._lifetime_s
