@@ -680,9 +680,10 @@ class Filesystem:
             if attrs is not None:
                 self._stored(node, attrs)
         except FsError as error:
-            path = self._ns.path_of(node) or b"(removed)"
-            self.not_stored.append(f"{path.decode('utf-8', 'backslashreplace')}: {error.strerror}")
-            log.error("not stored: %r: %s", path, error.strerror)
+            path = self._ns.path_of(node)
+            if path is not None:  # what was removed meanwhile is no loss
+                self.not_stored.append(f"{path.decode('utf-8', 'backslashreplace')}: {error.strerror}")
+                log.error("not stored: %r: %s", path, error.strerror)
         finally:
             self._release(handle)
             with self._releasing:
