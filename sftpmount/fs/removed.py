@@ -87,6 +87,9 @@ class RemovedFiles:
             if place is not None:
                 self._places[node] = place
         names.removed(old)
+        if place is None and not node.pins and not node.links and node.file is not None:
+            with node.file.lock:
+                node.file.distrust()  # nobody can ask for its bytes again
         with self._returned:
             now = self._clock()
             for path in [path for path, (since, _) in self._gone.items() if since < now - 1.0]:
