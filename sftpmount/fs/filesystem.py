@@ -16,17 +16,18 @@ import os
 import stat
 import threading
 import time
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 from ..cache.blocks import CleanBlocks, FileCache
 from ..cache.fetch import Fetcher
 from ..cache.namespace import Absent, Namespace, Node
 from ..cache.readahead import Pattern
 from ..cache.writeback import WriteBack
-from ..errors import FsError, RemoteDirectoryError, StatusError
+from ..errors import FsError, RemoteDirectoryError
 from ..sftp import wire
 from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote, RemoteFile
 from ..sftp.wire import Attrs
+from .handles import Handle, Stat, pflags_of
 from .removed import RemovedFiles, is_libfuse_name
 
 log = logging.getLogger(__name__)
@@ -36,37 +37,6 @@ RACY_S = 2
 
 # What libfuse shows for an inode number that nobody asked for; 0 would make readdir(3) skip the name.
 UNKNOWN_INO = 0xFFFFFFFF
-
-
-class Stat(NamedTuple):
-    """What stat(2) shows; sizes in bytes, times in seconds."""
-
-    ino: int
-    mode: int
-    nlink: int
-    uid: int
-    gid: int
-    size: int
-    atime: int
-    mtime: int
-
-
-class Handle:
-    """An open file of this mount."""
-
-    __slots__ = ("appends", "file", "node", "owed", "pattern", "remote", "trusted", "writable")
-
-    def __init__(
-        self, node: Node, file: FileCache, remote: RemoteFile, writable: bool, pattern: Pattern
-    ) -> None:
-        self.node = node
-        self.file = file
-        self.remote = remote
-        self.writable = writable
-        self.pattern = pattern
-        self.owed: Optional[StatusError] = None
-        self.appends = False  # O_APPEND
-        self.trusted = False  # the bytes known before this open are still true
 
 
 class Filesystem:
@@ -515,7 +485,7 @@ class Filesystem:
     def open(self, path: bytes, flags: int) -> Handle:
         """Open an existing file. O_TRUNC empties it in the same request."""
         writable = flags & os.O_ACCMODE != os.O_RDONLY
-        pflags = _pflags(flags)
+        pflags = pflags_of(flags)
         node = self._ns.get(path)
         if not pflags & wire.FXF_TRUNC:
             handle = self._open(path, pflags, writable)
@@ -543,7 +513,7 @@ class Filesystem:
 
     def create(self, path: bytes, flags: int, mode: int) -> Handle:
         """Create and open a file; with O_EXCL it fails with EEXIST where the name is taken."""
-        pflags = _pflags(flags) | wire.FXF_CREAT | (wire.FXF_EXCL if flags & os.O_EXCL else 0)
+        pflags = pflags_of(flags) | wire.FXF_CREAT | (wire.FXF_EXCL if flags & os.O_EXCL else 0)
         try:
             remote, attrs = self._remote.open(self._far_path(path), pflags, Attrs(mode=stat.S_IMODE(mode)))
         except FsError:
@@ -718,14 +688,3 @@ class Filesystem:
                 attrs = self.writeback.flush(node.file, commit=True)
                 if attrs is not None:
                     self._stored(node, attrs)
-
-
-def _pflags(flags: int) -> int:
-    """open(2) flags as SFTP pflags. O_APPEND stays here: the kernel gives the offset, and a resend must be repeatable."""
-    access = flags & os.O_ACCMODE
-    pflags = {os.O_RDONLY: wire.FXF_READ, os.O_WRONLY: wire.FXF_WRITE}.get(
-        access, wire.FXF_READ | wire.FXF_WRITE
-    )
-    if flags & os.O_TRUNC:
-        pflags |= wire.FXF_TRUNC
-    return pflags

@@ -24,7 +24,8 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 from ..cache.namespace import Node
 from ..errors import FsError, FuseUnavailable, MountpointError
-from .filesystem import UNKNOWN_INO, Filesystem, Handle, Stat
+from .filesystem import UNKNOWN_INO, Filesystem
+from .handles import Handle, Stat
 
 log = logging.getLogger(__name__)
 

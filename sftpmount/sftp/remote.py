@@ -103,6 +103,7 @@ class Remote:
         self._closing = threading.Event()
         self._connected_s = clock()
         self._backoff_s = 0.0
+        self._random = random.Random()
         self.reconnects = 0
         self.on_lost: Callable[[], None] = lambda: None
         self.on_connected: Callable[[Session], None] = lambda session: None
@@ -176,7 +177,7 @@ class Remote:
         if self._clock() - self._connected_s > STEADY_S:
             self._backoff_s = 0.0  # a session that ends as soon as it begins is no reason to be quick
         complaint = ""
-        while not self._closing.wait(self._backoff_s * random.uniform(0.5, 1.0)):
+        while not self._closing.wait(self._backoff_s * self._random.uniform(0.5, 1.0)):
             self._backoff_s = min(max(BACKOFF_FIRST_S, self._backoff_s * 2), BACKOFF_MAX_S)
             try:
                 session = self._new_session()

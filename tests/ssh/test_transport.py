@@ -324,7 +324,7 @@ def test_another_host_key_at_rekeying_is_refused(connection: Connection) -> None
     transport = connection._transport
     transport.host_key_blob = transport.host_key_blob[:-1] + b"x"
     transport.request_rekey()
-    wait_until(lambda: not connection.is_alive, WAIT_S, "the end")
+    wait_until(lambda: not connection.is_alive and transport._ended_by is not None, WAIT_S, "the end")
     assert isinstance(transport._ended_by, HostKeyError)
 
 
