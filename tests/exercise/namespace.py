@@ -8,7 +8,7 @@ Shared part, whose outcome does not depend on who comes first: one winner of eac
 under a mkdir lock and one under a directory renamed onto a full one; files replaced by rename that are whole at every
 look; records appended through O_APPEND, none lost or torn.
 
-    python -m exercise.namespace MOUNTPOINT/dir --local /tmp/twin --workers 4 --operations 2000 --seed 3
+    python -m exercise.namespace MOUNTPOINT/dir --local TWIN --workers 4 --operations 2000 --seed 3
 
 Both directories must be absent or empty.
 """
