@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Iterator, List
@@ -21,6 +22,9 @@ from support.sshd import Sshd
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what runs under nohup hands down that it is ignored
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -120,13 +120,13 @@ class Read:
 
 
 class Commit:
-    """An fsync under way: what it will make clean, and the cuts that were made before it."""
+    """An fsync under way: what it will make clean, and the least size the file was cut to since it was sent."""
 
-    __slots__ = ("cuts", "extents")
+    __slots__ = ("cut_later", "extents")
 
-    def __init__(self, extents: Extents, cuts: int) -> None:
+    def __init__(self, extents: Extents) -> None:
         self.extents = extents
-        self.cuts = cuts
+        self.cut_later: Optional[int] = None
 
 
 def block_range(start: int, end: int) -> range:
@@ -155,9 +155,9 @@ class FileCache:
         self.fetches: Dict[int, Any] = {}  # block index -> cache.fetch.Fetch
         self.reads: List[Read] = []  # those under way
         # The least size the file was cut to since its last commit: a server that forgets may have the old bytes above it
-        # again. ``recut`` says that it may have forgotten: the cut is to be made again before anything is sent.
+        # again, so what is not held above it is not asked for: it is a hole. ``recut`` says that the server may have
+        # forgotten: the cut is to be made again before anything is sent.
         self.cut_to: Optional[int] = None
-        self.cuts = 0
         self.growing_to = 0  # the size that a truncation on its way asks for
         self.recut = False
         # The server's (size, mtime) that the clean bytes belong to; None while ours are the newer ones.
@@ -293,7 +293,7 @@ class FileCache:
 
     def begin_commit(self) -> Commit:
         """An fsync is about to be sent: it covers what was sent before. Give the result to ``end_commit``."""
-        commit = Commit(Extents(self.written), self.cuts)
+        commit = Commit(Extents(self.written))
         commit.extents.update(self.in_flight)
         self.commits.append(commit)
         return commit
@@ -303,8 +303,8 @@ class FileCache:
         self.commits.remove(commit)
         if ok:
             self.committed(commit.extents)
-            if commit.cuts == self.cuts and not self.recut:
-                self.cut_to = None
+            if not self.recut:
+                self.cut_to = commit.cut_later
         self.lock.notify_all()
 
     def committed(self, ranges: Extents) -> None:
@@ -351,6 +351,10 @@ class FileCache:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
+    def is_hole(self, start: int) -> bool:
+        """True where the bytes from ``start`` on that are not held are zeros, whatever the server has there."""
+        return self.cut_to is not None and start >= self.cut_to
+
     def overlay(self, start: int, into: bytearray) -> None:
         """Lay the bytes held in buffers over ``into``, which stands for ``[start, start + len(into))``."""
         for low, high in self.valid.within(start, start + len(into)):
@@ -367,8 +371,10 @@ class FileCache:
         Like data, the cut is only safe with the next commit: see ``cut_to``.
         """
         self._spoil_end()
-        self.cuts += 1
-        self.cut_to = min(size, self.size if self.cut_to is None else self.cut_to)
+        least = min(size, self.size)
+        self.cut_to = least if self.cut_to is None else min(least, self.cut_to)
+        for commit in self.commits:
+            commit.cut_later = least if commit.cut_later is None else min(least, commit.cut_later)
         if size < self.size:
             keep = size // BLOCK_BYTES
             for ranges in (self.dirty, self.written, self.valid, *(c.extents for c in self.commits)):

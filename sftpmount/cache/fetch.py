@@ -13,7 +13,8 @@ from _thread import allocate_lock
 from typing import Dict, List, Optional, Tuple
 
 from ..errors import ConnectionLost, FsError, StatusError
-from ..sftp.remote import Remote, RemoteFile
+from ..sftp.remote import Remote
+from ..sftp.remote_file import RemoteFile
 from ..sftp.session import Pending, Session
 from ..sftp.wire import Attrs
 from .blocks import BLOCK_BYTES, CleanBlocks, FileCache, Read, block_range
@@ -130,7 +131,7 @@ class Fetcher:
         for index in block_range(start, end):
             base = index * BLOCK_BYTES
             low, high = max(base, start), min(base + BLOCK_BYTES, end)
-            if file.valid and file.valid.covers(low, high):
+            if file.is_hole(low) or (file.valid and file.valid.covers(low, high)):
                 continue
             data = self._clean.get(file.file_id, index)
             if data is not None:
@@ -153,7 +154,7 @@ class Fetcher:
                 break
             base = index * BLOCK_BYTES
             expected = min(BLOCK_BYTES, file.size - base)
-            if index in file.fetches or self._clean.has(file.file_id, index):
+            if file.is_hole(base) or index in file.fetches or self._clean.has(file.file_id, index):
                 continue
             if not (file.valid and file.valid.covers(base, base + expected)):
                 fetches.append(Fetch(file, index, expected))
@@ -195,7 +196,8 @@ class Fetcher:
             if file.fetches.get(fetch.index) is fetch:
                 del file.fetches[fetch.index]
                 base = fetch.index * BLOCK_BYTES
-                whole = fetch.data is not None and fetch.expected == min(BLOCK_BYTES, file.size - base)
+                end = base + fetch.expected
+                whole = end == min(base + BLOCK_BYTES, file.size) and not file.is_hole(end - 1)
                 if whole and fetch.data is not None and fetch.index not in file.buffers:
                     self._clean.put(file.file_id, fetch.index, fetch.data)
         fetch.finish()
@@ -240,7 +242,7 @@ class Fetcher:
     def _compose(
         file: FileCache, start: int, end: int, blocks: Dict[int, bytes], pieces: List[Tuple[int, bytes]]
     ) -> bytes:
-        overlaid = bool(file.valid) and file.valid.overlaps(start, end)
+        overlaid = file.is_hole(end - 1) or (bool(file.valid) and file.valid.overlaps(start, end))
         if not overlaid and not pieces and len(blocks) == 1:
             ((index, data),) = blocks.items()
             base = index * BLOCK_BYTES
@@ -255,5 +257,8 @@ class Fetcher:
         for low, data in pieces:
             out[low - start : low - start + len(data)] = data
         if overlaid:
+            if file.cut_to is not None and file.cut_to < end:
+                hole = max(start, file.cut_to) - start
+                out[hole:] = bytes(len(out) - hole)
             file.overlay(start, out)
         return bytes(out)

@@ -22,7 +22,8 @@ import time
 from typing import Callable, Dict, List, Optional
 
 from ..errors import ConnectionLost, FsError, StatusError
-from ..sftp.remote import FSYNC, Remote, RemoteFile
+from ..sftp.remote import FSYNC, Remote
+from ..sftp.remote_file import RemoteFile
 from ..sftp.session import Pending, Session
 from ..sftp.wire import Attrs
 from .blocks import Commit, FileCache, Teller
@@ -147,12 +148,12 @@ class WriteBack:
                     if whole_blocks:
                         return
                     file.lock.wait()
-                taken = None
-                if file.failure is None and file.writers and not file.recut:
-                    taken = file.take_request(bytes_max, whole_blocks=whole_blocks)
+                if file.failure is not None or not file.writers or file.recut:
+                    return
+                taken = file.take_request(bytes_max, whole_blocks=whole_blocks)
                 if taken is None:
                     return
-                target: RemoteFile = file.writers[0]
+                writer: RemoteFile = file.writers[0].borrow()  # its release may come at any time
             start, data = taken
             end = start + len(data)
 
@@ -160,13 +161,15 @@ class WriteBack:
                 self._write_done(session, file, start, end, pending, durable)
 
             try:
-                self._remote.write_soon(target, session, start, data, done)
+                self._remote.write_soon(writer, session, start, data, done)
             except BaseException as error:
                 with file.lock:
                     file.failed(start, end)
                     if isinstance(error, FsError):
                         file.refused(StatusError(4, str(error.strerror)))
                 raise
+            finally:
+                writer.give_back()
 
     def _write_done(
         self, session: Session, file: FileCache, start: int, end: int, pending: Pending, durable: bool
@@ -197,13 +200,15 @@ class WriteBack:
         with file.lock:
             if not file.writers or not (file.written or file.in_flight or file.cut_to is not None):
                 return None
-            target: RemoteFile = file.writers[0]
+            writer: RemoteFile = file.writers[0].borrow()
             commit = _Fsync(self, session, file, file.begin_commit())
         try:
-            self._remote.fsync_soon(target, session, commit.done)
+            self._remote.fsync_soon(writer, session, commit.done)
         except BaseException:
             commit.end(ok=False)
             raise
+        finally:
+            writer.give_back()
         return commit
 
     # -- the point of truth ---------------------------------------------------------------------------------------------
@@ -243,8 +248,11 @@ class WriteBack:
             with file.lock:
                 if not file.writers:
                     raise FsError(errno.EBADF)
-                writer: RemoteFile = file.writers[0]
-            looking = self._remote.fstat_soon(writer, session)
+                writer: RemoteFile = file.writers[0].borrow()
+            try:
+                looking = self._remote.fstat_soon(writer, session)
+            finally:
+                writer.give_back()
             with file.lock:
                 while any(file.in_flight.overlaps(*span) for span in target):
                     file.lock.wait()
@@ -265,10 +273,13 @@ class WriteBack:
         with file.lock:
             if not file.recut or file.cut_to is None or not file.writers:
                 return
-            writer: RemoteFile = file.writers[0]
+            writer: RemoteFile = file.writers[0].borrow()
             sizes = (file.cut_to, file.size)
-        for size in sizes:
-            self._remote.fsetstat_now(writer, session, Attrs(size=size))
+        try:
+            for size in sizes:
+                self._remote.fsetstat_now(writer, session, Attrs(size=size))
+        finally:
+            writer.give_back()
         with file.lock:
             if session.lost is None:
                 file.recut = False

@@ -25,7 +25,8 @@ from ..cache.readahead import Pattern
 from ..cache.writeback import WriteBack
 from ..errors import FsError, RemoteDirectoryError
 from ..sftp import wire
-from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote, RemoteFile
+from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote
+from ..sftp.remote_file import RemoteFile
 from ..sftp.wire import Attrs
 from .handles import Handle, Stat, pflags_of
 from .removed import RemovedFiles, is_libfuse_name
@@ -670,10 +671,7 @@ class Filesystem:
         if handle.writable and file.validator is None:
             self._ns.distrust(node)
         self.writeback.account(file)
-        try:
-            self._remote.close_file(handle.remote, wait=False)
-        except FsError as error:
-            log.warning("closing a file: %s", error.strerror)
+        self._remote.close_file(handle.remote)
         self._ns.unpin(node)
         if not node.pins:
             if not node.links:

@@ -10,7 +10,7 @@ from ..cache.namespace import Node
 from ..cache.readahead import Pattern
 from ..errors import StatusError
 from ..sftp import wire
-from ..sftp.remote import RemoteFile
+from ..sftp.remote_file import RemoteFile
 
 
 class Stat(NamedTuple):

@@ -1,9 +1,8 @@
 """The server as an object: every operation of SFTP v3 and OpenSSH's extensions, with reconnect, retry and verification.
 
-Above this module a lost connection is no event: operations wait for the next session, at most ``retry_timeout_s`` from
-when they first found the connection gone, and then fail with ETIMEDOUT. What may be repeated is (everything that reads,
-SETSTAT, open without O_EXCL, WRITE at an offset). What may not is looked at on the server first: see ``_recheck_*``. An
-exclusive create whose reply was lost is answered EEXIST where the file is there: it may be another's.
+After a lost connection (``reconnect``) what may be repeated is: everything that reads, SETSTAT, open without O_EXCL, WRITE
+at an offset. What may not is looked at on the server first: the ``recheck`` functions. An exclusive create whose reply was
+lost is answered EEXIST where the file is there: it may be another's.
 
 Errors are ``FsError`` with the errno that a local file system would give; a bare SSH_FX_FAILURE is explained by looking at
 the server (``diagnose``). Paths are absolute bytes as the server names them.
@@ -13,32 +12,25 @@ from __future__ import annotations
 
 import errno
 import logging
-import random
 import stat
-import threading
-import time
 from typing import Callable, Dict, List, Optional, Tuple, TypeVar
 
 from ..errors import (
     FX_NO_SUCH_FILE,
-    FX_PERMISSION_DENIED,
     ConnectionLost,
     FsError,
-    NotSent,
-    SftpMountError,
     StatusError,
 )
 from . import diagnose, wire
-from .session import ByteConnection, Lane, Pending, Session
+from .reconnect import Reconnecting, Redo
+from .remote_file import RemoteFile, lane_for
+from .session import Pending, Session
 from .wire import Attrs
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BACKOFF_FIRST_S = 0.25
-BACKOFF_MAX_S = 15.0
-STEADY_S = 10.0  # a session that lived this long was a good one
 # READDIRs in flight: OpenSSH puts 100 names into each reply, so a long listing is otherwise one round trip per 100 names.
 READDIR_WINDOW = 16
 
@@ -49,205 +41,8 @@ STATVFS = b"statvfs@openssh.com"
 LSETSTAT = b"lsetstat@openssh.com"
 
 
-class _Redo(Exception):
-    """Raised by a recheck: the operation did not happen, it may be sent again."""
-
-
-class RemoteFile:
-    """An open file on the server that survives its session: reopened by ``path`` when the session has changed.
-
-    ``path`` is kept current by the owner when the file is renamed. ``verify(attrs)`` is called with the file's attributes
-    after a reopen and raises FsError (ESTALE) where it is not the file it was.
-    """
-
-    __slots__ = ("closed", "handle", "lane", "lock", "mode", "path", "pflags", "seen", "session", "verify")
-
-    def __init__(self, path: bytes, pflags: int) -> None:
-        self.path = path
-        self.pflags = pflags
-        self.verify: Callable[[Attrs], None] = lambda attrs: None
-        self.seen: Optional[Tuple[Optional[int], Optional[int]]] = (
-            None  # the owner's: (size, mtime) it was opened at
-        )
-        self.mode: Optional[int] = None  # the owner's: permission bits that we gave the file
-        self.session: Optional[Session] = None
-        self.lane: Optional[Lane] = None
-        self.handle = b""
-        self.closed = False
-        self.lock = threading.Lock()
-
-
-class Remote:
+class Remote(Reconnecting):
     """One server. All methods may be called from any thread; each may wait for the network."""
-
-    def __init__(
-        self,
-        dial: Callable[[], ByteConnection],
-        *,
-        retry_timeout_s: Optional[float] = 300.0,
-        alive_interval_s: float = 15.0,
-        alive_count_max: int = 3,
-        request_deadline_s: float = 300.0,
-        lanes: int = 3,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._dial = dial
-        self._retry_timeout_s = retry_timeout_s
-        self._alive_interval_s = alive_interval_s
-        self._alive_count_max = alive_count_max
-        self._request_deadline_s = request_deadline_s
-        self._lanes = lanes
-        self._clock = clock
-        self._changed = threading.Condition()  # guards _session, _closing; no lock is taken under it
-        self._session: Optional[Session] = None
-        self._closing = threading.Event()
-        self._connected_s = clock()
-        self._backoff_s = 0.0
-        self._random = random.Random()
-        self.reconnects = 0
-        self.on_lost: Callable[[], None] = lambda: None
-        self.on_connected: Callable[[Session], None] = lambda session: None
-
-    # -- the connection ------------------------------------------------------------------------------------------
-
-    def start(self) -> None:
-        """The first connection; whatever is wrong with it passes through (SftpMountError, ConnectionLost)."""
-        session = self._new_session()
-        if not self._install(session):
-            raise session.lost or ConnectionLost("closed")
-
-    def _install(self, session: Session) -> bool:
-        """Make ``session`` the one that operations use; False where it has ended, or nobody wants one any more."""
-        with self._changed:
-            if session.lost is None and not self._closing.is_set():
-                self._session = session
-                self._connected_s = self._clock()
-                self._changed.notify_all()
-                return True
-        session.close()
-        return False
-
-    def close(self) -> None:
-        """End the connection in order. Nothing may be in flight."""
-        self._closing.set()
-        with self._changed:
-            session, self._session = self._session, None
-            self._changed.notify_all()
-        if session is not None:
-            session.close()
-
-    @property
-    def connected(self) -> bool:
-        """True while there is a session."""
-        return self._session is not None
-
-    def session_now(self) -> Optional[Session]:
-        """The session, without waiting for one."""
-        return self._session
-
-    def session(self) -> Session:
-        """The session of now, waiting for one as operations do; raises FsError (ETIMEDOUT)."""
-        return self._current(None)
-
-    def has(self, extension: bytes) -> bool:
-        """True where the server offers ``extension``."""
-        return extension in self._current(None).extensions
-
-    def _new_session(self) -> Session:
-        connection = self._dial()
-        return Session(
-            connection,
-            lanes=self._lanes,
-            alive_interval_s=self._alive_interval_s,
-            alive_count_max=self._alive_count_max,
-            request_deadline_s=self._request_deadline_s,
-            on_lost=self._session_lost,
-        )
-
-    def _session_lost(self, session: Session) -> None:
-        with self._changed:
-            if self._session is not session:
-                return
-            self._session = None
-        log.warning("connection lost: %s; reconnecting", session.lost)
-        self.on_lost()
-        threading.Thread(target=self._reconnect, name="sftp-reconnect", daemon=True).start()
-
-    def _reconnect(self) -> None:
-        if self._clock() - self._connected_s > STEADY_S:
-            self._backoff_s = 0.0  # a session that ends as soon as it begins is no reason to be quick
-        complaint = ""
-        while not self._closing.wait(self._backoff_s * self._random.uniform(0.5, 1.0)):
-            self._backoff_s = min(max(BACKOFF_FIRST_S, self._backoff_s * 2), BACKOFF_MAX_S)
-            try:
-                session = self._new_session()
-                try:
-                    self.on_connected(session)
-                except BaseException:
-                    session.abort(ConnectionLost("not the directory that was mounted"))
-                    raise
-            except (SftpMountError, ConnectionLost, FsError, OSError) as error:
-                if str(error) != complaint:  # an outage of hours is one line, not thousands
-                    complaint = str(error)
-                    log.warning("no connection yet: %s", complaint)
-                continue
-            except Exception:
-                log.exception("reconnecting failed in a way that is not foreseen; trying again")
-                continue
-            if not self._install(session):
-                continue
-            self.reconnects += 1
-            log.warning("connected again (reconnect %d)", self.reconnects)
-            return
-
-    def _current(self, deadline_s: Optional[float]) -> Session:
-        """The session, waiting until ``deadline_s`` (from now: the retry timeout where None)."""
-        session = self._session
-        if session is not None:
-            return session
-        with self._changed:
-            while self._session is None:
-                if self._closing.is_set():
-                    raise FsError(errno.EIO, "the mount is closing")
-                if self._retry_timeout_s is not None:
-                    if deadline_s is None:
-                        deadline_s = self._clock() + self._retry_timeout_s
-                    remaining_s = deadline_s - self._clock()
-                    if remaining_s <= 0:
-                        raise FsError(errno.ETIMEDOUT, "the server cannot be reached")
-                    self._changed.wait(remaining_s)
-                else:
-                    self._changed.wait()
-            return self._session
-
-    def deadline(self) -> Optional[float]:
-        """Until when an operation that finds the connection gone now may wait; None = for ever."""
-        return None if self._retry_timeout_s is None else self._clock() + self._retry_timeout_s
-
-    def run(self, attempt: Callable[[Session], T], recheck: Optional[Callable[[Session], T]] = None) -> T:
-        """``attempt`` on the session of now, again on the next one where it was lost.
-
-        With ``recheck`` an attempt of unknown outcome is first looked at: recheck returns the result where it did
-        happen, or raises _Redo.
-        """
-        deadline_s: Optional[float] = None
-        unsure = False
-        while True:
-            session = self._current(deadline_s)
-            try:
-                if unsure and recheck is not None:
-                    try:
-                        return recheck(session)
-                    except _Redo:
-                        unsure = False
-                return attempt(session)
-            except NotSent as error:
-                session.abort(error)
-            except ConnectionLost as error:
-                session.abort(error)
-                unsure = True
-            if deadline_s is None:
-                deadline_s = self.deadline()
 
     def _meta(
         self,
@@ -354,7 +149,7 @@ class Remote:
             # Ours or another's? Directories serve as locks, so one whose reply was lost is not claimed.
             if _lstat_or_none(session, path) is not None:
                 raise FsError(errno.EEXIST)
-            raise _Redo
+            raise Redo
 
         body = wire.string(path) + wire.attrs(Attrs(mode=mode & 0o7777))
         self._meta("mkdir", wire.MKDIR, body, Pending.expect_ok, (path,), recheck)
@@ -375,7 +170,7 @@ class Remote:
     def _recheck_gone(path: bytes) -> Callable[[Session], None]:
         def recheck(session: Session) -> None:
             if _lstat_or_none(session, path) is not None:
-                raise _Redo
+                raise Redo
 
         return recheck
 
@@ -392,7 +187,7 @@ class Remote:
 
         def recheck(session: Session) -> None:
             if _lstat_or_none(session, old) is not None:
-                raise _Redo
+                raise Redo
             moved = _lstat_or_none(session, new)
             if moved is None:
                 raise FsError(errno.ENOENT)
@@ -437,7 +232,7 @@ class Remote:
                 names = session.meta.request(wire.READLINK, wire.string(path)).wait().names()
             except StatusError as status:
                 if status.code == FX_NO_SUCH_FILE:
-                    raise _Redo from None
+                    raise Redo from None
                 raise FsError(errno.EEXIST) from None
             if not names or names[0].name != target:
                 raise FsError(errno.EEXIST)
@@ -454,7 +249,7 @@ class Remote:
             # As with mkdir: a link may be a lock, and attributes do not tell ours from another's.
             if _lstat_or_none(session, new) is not None:
                 raise FsError(errno.EEXIST)
-            raise _Redo
+            raise Redo
 
         body = wire.extended_body(HARDLINK, wire.string(old), wire.string(new))
         self._meta("link", wire.EXTENDED, body, Pending.expect_ok, (old, new), recheck)
@@ -479,11 +274,11 @@ class Remote:
         body = wire.open_body(path, pflags, attrs)
 
         def attempt(session: Session) -> Tuple[RemoteFile, Attrs]:
-            lane = self._lane_for(session, pflags)
+            lane = lane_for(session, pflags)
             opening = lane.request(wire.OPEN, body)
             looking = lane.request(wire.LSTAT, wire.string(path))
             handle = opening.wait().handle()
-            file.session, file.lane, file.handle = session, lane, handle
+            file.opened(session, lane, handle)
             try:
                 return file, looking.wait().attrs()
             except StatusError:
@@ -493,7 +288,7 @@ class Remote:
         def recheck(session: Session) -> Tuple[RemoteFile, Attrs]:
             if _lstat_or_none(session, path) is not None:
                 raise FsError(errno.EEXIST)
-            raise _Redo
+            raise Redo
 
         try:
             return self.run(attempt, recheck if pflags & wire.FXF_EXCL else None)
@@ -507,62 +302,6 @@ class Remote:
             )
             raise self.explain(what, status, path) from None
 
-    @staticmethod
-    def _lane_for(session: Session, pflags: int) -> Lane:
-        return session.write_lane if pflags & wire.FXF_WRITE else session.read_lane
-
-    def attach(self, file: RemoteFile, session: Session) -> Tuple[Lane, bytes]:
-        """The lane and handle of ``file`` on ``session``, reopened and verified where they were another session's."""
-        if file.session is session and file.lane is not None:
-            return file.lane, file.handle
-        with file.lock:
-            if file.session is session and file.lane is not None:
-                return file.lane, file.handle
-            if file.closed:
-                raise FsError(errno.EBADF)
-            if not file.path:
-                raise FsError(errno.ESTALE, "another file has taken its name")
-            lane = self._lane_for(session, file.pflags)
-            pflags = file.pflags & ~(wire.FXF_CREAT | wire.FXF_EXCL | wire.FXF_TRUNC)
-            try:
-                handle = self._reopen(lane, file, pflags)
-                attrs = lane.request(wire.FSTAT, wire.string(handle)).wait().attrs()
-            except StatusError as status:
-                code = errno.ESTALE if status.code == FX_NO_SUCH_FILE else status.errno
-                raise FsError(code) from None
-            try:
-                file.verify(attrs)
-            except FsError:
-                lane.request(wire.CLOSE, wire.string(handle))
-                raise
-            file.session, file.lane, file.handle = session, lane, handle
-            return lane, handle
-
-    @staticmethod
-    def _reopen(lane: Lane, file: RemoteFile, pflags: int) -> bytes:
-        opening = wire.open_body(file.path, pflags)
-        try:
-            return lane.request(wire.OPEN, opening).wait().handle()
-        except StatusError as status:
-            mode = file.mode
-            if (
-                status.code != FX_PERMISSION_DENIED
-                or not pflags & wire.FXF_WRITE
-                or mode is None
-                or mode & 0o200
-            ):
-                raise
-        # Made read-only by us after it was opened (git and restic do so): let it be opened as it was, and no longer.
-        now = lane.request(wire.LSTAT, wire.string(file.path)).wait().attrs()
-        if not stat.S_ISREG(now.mode or 0) or stat.S_IMODE(now.mode or 0) != mode:
-            raise FsError(errno.EACCES)
-        body = wire.string(file.path)
-        lane.request(wire.SETSTAT, body + wire.attrs(Attrs(mode=mode | 0o200))).wait().expect_ok()
-        try:
-            return lane.request(wire.OPEN, opening).wait().handle()
-        finally:
-            lane.request(wire.SETSTAT, body + wire.attrs(Attrs(mode=mode))).wait().expect_ok()
-
     def read_soon(
         self,
         file: RemoteFile,
@@ -572,8 +311,9 @@ class Remote:
         callback: Callable[[Pending], None],
     ) -> None:
         """Send one READ on ``session``; ``callback(pending)`` comes in the transport's thread. Raises ConnectionLost."""
-        lane, handle = self.attach(file, session)
-        lane.request(wire.READ, wire.read_body(handle, offset, length), callback=callback)
+        with file:
+            lane, handle = file.attach(session)
+            lane.request(wire.READ, wire.read_body(handle, offset, length), callback=callback)
 
     def write_soon(
         self,
@@ -584,23 +324,28 @@ class Remote:
         callback: Callable[[Pending], None],
     ) -> None:
         """Send one WRITE of at most ``limits.write_bytes``; as ``read_soon``."""
-        lane, handle = self.attach(file, session)
-        lane.request(wire.WRITE, wire.write_head(handle, offset, len(data)), data, callback=callback)
+        with file:
+            lane, handle = file.attach(session)
+            lane.request(wire.WRITE, wire.write_head(handle, offset, len(data)), data, callback=callback)
 
     def fsync_soon(self, file: RemoteFile, session: Session, callback: Callable[[Pending], None]) -> None:
         """Send fsync@openssh.com: it covers every WRITE of this file sent before. Only where ``has(FSYNC)``."""
-        lane, handle = self.attach(file, session)
-        lane.request(wire.EXTENDED, wire.extended_body(FSYNC, wire.string(handle)), callback=callback)
+        with file:
+            lane, handle = file.attach(session)
+            lane.request(wire.EXTENDED, wire.extended_body(FSYNC, wire.string(handle)), callback=callback)
 
     def fstat_soon(self, file: RemoteFile, session: Session) -> Pending:
         """Send FSTAT behind what was sent on the file's lane before; the caller waits and decodes."""
-        lane, handle = self.attach(file, session)
-        return lane.request(wire.FSTAT, wire.string(handle))
+        with file:
+            lane, handle = file.attach(session)
+            return lane.request(wire.FSTAT, wire.string(handle))
 
     def fsetstat_now(self, file: RemoteFile, session: Session, attrs: Attrs) -> None:
         """Change attributes through the handle on ``session``; raises StatusError, ConnectionLost."""
-        lane, handle = self.attach(file, session)
-        lane.request(wire.FSETSTAT, wire.string(handle) + wire.attrs(attrs)).wait().expect_ok()
+        with file:
+            lane, handle = file.attach(session)
+            pending = lane.request(wire.FSETSTAT, wire.string(handle) + wire.attrs(attrs))
+        pending.wait().expect_ok()
 
     def read(self, file: RemoteFile, offset: int, length: int) -> bytes:
         """``read_with_attrs`` without the attributes."""
@@ -617,11 +362,12 @@ class Remote:
             position, end = offset, offset + length
             looking: Optional[Pending] = None
             while position < end:
-                lane, handle = self.attach(file, session)
                 count = min(end - position, session.limits.read_bytes)
-                reading = lane.request(wire.READ, wire.read_body(handle, position, count))
-                if position + count >= end:
-                    looking = lane.request(wire.FSTAT, wire.string(handle))
+                with file:
+                    lane, handle = file.attach(session)
+                    reading = lane.request(wire.READ, wire.read_body(handle, position, count))
+                    if position + count >= end:
+                        looking = lane.request(wire.FSTAT, wire.string(handle))
                 data = reading.wait().data()
                 if not data:
                     break
@@ -647,9 +393,7 @@ class Remote:
 
     def commit_by_close(self, file: RemoteFile) -> None:
         """CLOSE, and await the verdict; the next use of ``file`` opens it again. For servers that have no fsync."""
-        with file.lock:
-            session, lane, handle = file.session, file.lane, file.handle
-            file.session = file.lane = None
+        session, lane, handle = file.detach()
         if session is None or lane is None:
             return
         try:
@@ -660,22 +404,19 @@ class Remote:
             # Nothing tells whether it was committed, and what was sent is no longer held: say that it failed.
             raise FsError(errno.EIO, "the connection was lost while the server closed the file") from error
 
-    def close_file(self, file: RemoteFile, *, wait: bool) -> None:
-        """Give the handle back. With ``wait`` the server's verdict is awaited (some servers commit only here)."""
-        with file.lock:
-            file.closed = True
-            session, lane, handle = file.session, file.lane, file.handle
-            file.session = file.lane = None
+    def close_file(self, file: RemoteFile) -> None:
+        """Give the handle back when its last user has; the server's answer is logged, nothing depends on it."""
+        file.when_idle(lambda: self._close_file(file))
+
+    def _close_file(self, file: RemoteFile) -> None:
+        file.closed = True
+        session, lane, handle = file.detach()
         if session is None or lane is None or session.lost is not None:
             return  # the server closed it with the connection
         try:
-            pending = lane.request(
-                wire.CLOSE, wire.string(handle), callback=None if wait else _log_close_error
-            )
-            if wait:
-                pending.wait().expect_ok()
-        except StatusError as status:
-            raise self.explain("close", status, file.path) from None
+            lane.request(wire.CLOSE, wire.string(handle), callback=_log_close_error)
+        except ConnectionLost:
+            pass
 
 
 def _log_close_error(pending: Pending) -> None:

@@ -972,6 +972,49 @@ class TestLoss:
         assert server.disk(b"/home/d/f") == b"abc"
         fs.release(handle)
 
+    @pytest.mark.parametrize("commit", ["close", "fsync"])
+    def test_a_server_that_forgot_a_cut_does_not_fill_our_holes(
+        self, server: FakeServer, mount: Mount, commit: str
+    ) -> None:
+        """Until the cut is made again, the old bytes stand where the program left a hole."""
+        server.make(b"/home/f", OLD, mtime=int(START_S) - 100)
+        fs = mount(server, commit=commit)
+        handle = fs.open(b"/f", RW | os.O_TRUNC)
+        fs.write(handle, b"x", 50_000)
+        server.crash()
+        wait_until(lambda: fs._remote.reconnects == 1, WAIT_S, "the reconnect")
+        expected = bytes(50_000) + b"x"
+        assert read_all(fs, handle) == expected
+        fs.fsync(handle)
+        assert read_all(fs, handle) == expected
+        assert server.disk(b"/home/f") == expected
+        fs.release(handle)
+        assert get(fs, b"/f") == expected
+
+    @pytest.mark.parametrize("step", ["write_soon", "fsync_soon", "fstat_soon"])
+    def test_another_handle_is_released_while_its_file_is_stored(
+        self, server: FakeServer, fs: Filesystem, step: str
+    ) -> None:
+        """A release comes when it likes. Write-back borrows any handle of the file: a borrowed one that goes is no failure."""
+        first = fs.create(b"/f", NEW, 0o644)
+        second = fs.open(b"/f", RW)
+        fs.write(second, b"abc", 0)
+        original = getattr(fs._remote, step)
+        borrowed = []
+
+        def overtaken(file: Any, *arguments: Any) -> Any:
+            if not borrowed:
+                borrowed.append(file)
+                fs._release(first)
+            return original(file, *arguments)
+
+        setattr(fs._remote, step, overtaken)
+        fs.flush(second)
+        assert borrowed
+        assert server.disk(b"/home/f") == b"abc"
+        fs.fsync(second)
+        fs.release(second)
+
     def test_times_set_before_close_survive_a_loss(self, server: FakeServer, fs: Filesystem) -> None:
         """tar sets the times of a file that is still open."""
         handle = fs.create(b"/f", NEW, 0o644)

@@ -18,7 +18,8 @@ from sftp.fake_server import FakeServer
 from sftp.places import Place, at_fake, at_sshd
 from sftpmount.errors import FsError
 from sftpmount.sftp import wire
-from sftpmount.sftp.remote import FSYNC, Remote, RemoteFile
+from sftpmount.sftp.remote import FSYNC, Remote
+from sftpmount.sftp.remote_file import RemoteFile
 from sftpmount.sftp.session import Pending
 from sftpmount.sftp.wire import Attrs
 from support.sshd import Sshd
@@ -77,6 +78,12 @@ def place(shared: tuple[Place, Remote], request: pytest.FixtureRequest) -> Place
     return Place(above.kind, above.dial, name, above.fake)
 
 
+def close(remote: Remote, file: RemoteFile) -> None:
+    """Close it, with the server's verdict."""
+    remote.commit_by_close(file)
+    remote.close_file(file)
+
+
 def write(remote: Remote, file: RemoteFile, offset: int, data: bytes) -> None:
     ended = threading.Event()
     failures: List[BaseException] = []
@@ -98,13 +105,13 @@ def put(remote: Remote, path: bytes, data: bytes = b"", mode: int = 0o644) -> No
     file, _ = remote.open(path, W | CREAT | TRUNC, Attrs(mode=mode))
     for start in range(0, len(data), 32768):
         write(remote, file, start, data[start : start + 32768])
-    remote.close_file(file, wait=True)
+    close(remote, file)
 
 
 def get(remote: Remote, path: bytes) -> bytes:
     file, attrs = remote.open(path, R)
     data = remote.read(file, 0, (attrs.size or 0) + 10)
-    remote.close_file(file, wait=True)
+    close(remote, file)
     return data
 
 
@@ -134,27 +141,27 @@ class TestFiles:
         assert remote.read(file, 8, 100) == b"89"
         assert remote.read(file, 10, 1) == remote.read(file, 1 << 40, 100) == b""
         assert remote.read(file, 3, 0) == b""
-        remote.close_file(file, wait=True)
+        close(remote, file)
 
     def test_writes_behind_the_end_leave_a_hole(self, remote: Remote, place: Place) -> None:
         file, _ = remote.open(place / b"f", R | W | CREAT)
         write(remote, file, 5, b"x")
         assert remote.read(file, 0, 100) == b"\0\0\0\0\0x"
-        remote.close_file(file, wait=True)
+        close(remote, file)
 
     def test_open_modes(self, remote: Remote, place: Place) -> None:
         put(remote, place / b"f", b"old")
         file, attrs = remote.open(place / b"f", W | CREAT)
         assert attrs.size == 3
-        remote.close_file(file, wait=True)
+        close(remote, file)
         file, attrs = remote.open(place / b"f", W | TRUNC)
         assert attrs.size == 0
-        remote.close_file(file, wait=True)
+        close(remote, file)
         assert refusal(lambda: remote.open(place / b"f", W | CREAT | EXCL)) == errno.EEXIST
         assert refusal(lambda: remote.open(place / b"none", W)) == errno.ENOENT
         file, attrs = remote.open(place / b"new", W | CREAT | EXCL, Attrs(mode=0o600))
         assert stat.S_IMODE(attrs.mode or 0) == 0o600
-        remote.close_file(file, wait=True)
+        close(remote, file)
 
     def test_fstat_and_fsync_behind_the_writes(self, remote: Remote, place: Place) -> None:
         assert remote.has(FSYNC)
@@ -171,21 +178,21 @@ class TestFiles:
         for _ in range(21):
             assert ended.acquire(timeout=20.0)
         synced[0].expect_ok()
-        remote.close_file(file, wait=True)
+        close(remote, file)
 
     def test_a_handle_outlives_the_name(self, remote: Remote, place: Place) -> None:
         put(remote, place / b"f", b"abc")
         file, _ = remote.open(place / b"f", R)
         remote.unlink(place / b"f")
         assert remote.read(file, 0, 10) == b"abc"
-        remote.close_file(file, wait=True)
+        close(remote, file)
         assert refusal(lambda: remote.lstat(place / b"f")) == errno.ENOENT
 
     def test_a_closed_handle_is_closed(self, remote: Remote, place: Place) -> None:
         put(remote, place / b"f", b"abc")
         file, _ = remote.open(place / b"f", R)
-        remote.close_file(file, wait=True)
-        remote.close_file(file, wait=True)
+        close(remote, file)
+        close(remote, file)
         assert refusal(lambda: remote.read(file, 0, 1)) == errno.EBADF
 
     def test_commit_by_close_leaves_a_file_that_can_be_used(self, remote: Remote, place: Place) -> None:
@@ -194,7 +201,7 @@ class TestFiles:
         remote.commit_by_close(file)
         write(remote, file, 3, b"def")
         assert remote.read(file, 0, 10) == b"abcdef"
-        remote.close_file(file, wait=True)
+        close(remote, file)
 
 
 class TestAttributes:
@@ -223,7 +230,7 @@ class TestAttributes:
         remote.fsetstat(file, Attrs(size=7))
         remote.fsetstat(file, Attrs(mode=0o400))
         remote.fsetstat(file, Attrs(atime=1, mtime=2))
-        remote.close_file(file, wait=True)
+        close(remote, file)
         attrs = remote.lstat(place / b"f")
         assert (attrs.size, attrs.mode, attrs.mtime) == (7, 0o100400, 2)
         assert place.content(b"f") == bytes(7)

@@ -13,7 +13,8 @@ import pytest
 from sftp.fake_server import FakeServer, Fault, named
 from sftpmount.errors import ConnectionLost, FsError, Unreachable
 from sftpmount.sftp import wire
-from sftpmount.sftp.remote import FSYNC, POSIX_RENAME, Remote, RemoteFile
+from sftpmount.sftp.remote import FSYNC, POSIX_RENAME, Remote
+from sftpmount.sftp.remote_file import RemoteFile
 from sftpmount.sftp.session import Pending, Session
 from sftpmount.sftp.wire import Attrs
 from support.process import wait_until
@@ -26,13 +27,13 @@ Tree = Dict[bytes, Any]
 
 def create(remote: Remote, path: bytes) -> None:
     file, _ = remote.open(path, W | CREAT | EXCL, Attrs(mode=0o600))
-    remote.close_file(file, wait=False)
+    remote.close_file(file)
 
 
 def put(remote: Remote, path: bytes, data: bytes, flags: int = W | CREAT | TRUNC) -> None:
     file, _ = remote.open(path, flags)
     write(remote, file, 0, data)
-    remote.close_file(file, wait=False)
+    remote.close_file(file)
 
 
 def write(remote: Remote, file: RemoteFile, offset: int, data: bytes) -> None:

@@ -1,0 +1,202 @@
+"""The connection that operations run on: dialled, kept, dialled again when it is lost.
+
+Above this module a lost connection is no event: operations wait for the next session, at most ``retry_timeout_s`` from
+when they first found the connection gone, and then fail with ETIMEDOUT.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import threading
+import time
+from typing import Callable, Optional, TypeVar
+
+from ..errors import ConnectionLost, FsError, NotSent, SftpMountError
+from .session import ByteConnection, Session
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BACKOFF_FIRST_S = 0.25
+BACKOFF_MAX_S = 15.0
+STEADY_S = 10.0  # a session that lived this long was a good one
+
+
+class Redo(Exception):
+    """Raised by a recheck: the operation did not happen, it may be sent again."""
+
+
+class Reconnecting:
+    """A session with one server, and its successors. All methods may be called from any thread; each may wait for the network."""
+
+    def __init__(
+        self,
+        dial: Callable[[], ByteConnection],
+        *,
+        retry_timeout_s: Optional[float] = 300.0,
+        alive_interval_s: float = 15.0,
+        alive_count_max: int = 3,
+        request_deadline_s: float = 300.0,
+        lanes: int = 3,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._dial = dial
+        self._retry_timeout_s = retry_timeout_s
+        self._alive_interval_s = alive_interval_s
+        self._alive_count_max = alive_count_max
+        self._request_deadline_s = request_deadline_s
+        self._lanes = lanes
+        self._clock = clock
+        self._changed = threading.Condition()  # guards _session, _closing; no lock is taken under it
+        self._session: Optional[Session] = None
+        self._closing = threading.Event()
+        self._connected_s = clock()
+        self._backoff_s = 0.0
+        self._random = random.Random()
+        self.reconnects = 0
+        self.on_lost: Callable[[], None] = lambda: None
+        self.on_connected: Callable[[Session], None] = lambda session: None
+
+    # -- the connection ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """The first connection; whatever is wrong with it passes through (SftpMountError, ConnectionLost)."""
+        session = self._new_session()
+        if not self._install(session):
+            raise session.lost or ConnectionLost("closed")
+
+    def _install(self, session: Session) -> bool:
+        """Make ``session`` the one that operations use; False where it has ended, or nobody wants one any more."""
+        with self._changed:
+            if session.lost is None and not self._closing.is_set():
+                self._session = session
+                self._connected_s = self._clock()
+                self._changed.notify_all()
+                return True
+        session.close()
+        return False
+
+    def close(self) -> None:
+        """End the connection in order. Nothing may be in flight."""
+        self._closing.set()
+        with self._changed:
+            session, self._session = self._session, None
+            self._changed.notify_all()
+        if session is not None:
+            session.close()
+
+    @property
+    def connected(self) -> bool:
+        """True while there is a session."""
+        return self._session is not None
+
+    def session_now(self) -> Optional[Session]:
+        """The session, without waiting for one."""
+        return self._session
+
+    def session(self) -> Session:
+        """The session of now, waiting for one as operations do; raises FsError (ETIMEDOUT)."""
+        return self._current(None)
+
+    def has(self, extension: bytes) -> bool:
+        """True where the server offers ``extension``."""
+        return extension in self._current(None).extensions
+
+    def _new_session(self) -> Session:
+        connection = self._dial()
+        return Session(
+            connection,
+            lanes=self._lanes,
+            alive_interval_s=self._alive_interval_s,
+            alive_count_max=self._alive_count_max,
+            request_deadline_s=self._request_deadline_s,
+            on_lost=self._session_lost,
+        )
+
+    def _session_lost(self, session: Session) -> None:
+        with self._changed:
+            if self._session is not session:
+                return
+            self._session = None
+        log.warning("connection lost: %s; reconnecting", session.lost)
+        self.on_lost()
+        threading.Thread(target=self._reconnect, name="sftp-reconnect", daemon=True).start()
+
+    def _reconnect(self) -> None:
+        if self._clock() - self._connected_s > STEADY_S:
+            self._backoff_s = 0.0  # a session that ends as soon as it begins is no reason to be quick
+        complaint = ""
+        while not self._closing.wait(self._backoff_s * self._random.uniform(0.5, 1.0)):
+            self._backoff_s = min(max(BACKOFF_FIRST_S, self._backoff_s * 2), BACKOFF_MAX_S)
+            try:
+                session = self._new_session()
+                try:
+                    self.on_connected(session)
+                except BaseException:
+                    session.abort(ConnectionLost("not the directory that was mounted"))
+                    raise
+            except (SftpMountError, ConnectionLost, FsError, OSError) as error:
+                if str(error) != complaint:  # an outage of hours is one line, not thousands
+                    complaint = str(error)
+                    log.warning("no connection yet: %s", complaint)
+                continue
+            except Exception:
+                log.exception("reconnecting failed in a way that is not foreseen; trying again")
+                continue
+            if not self._install(session):
+                continue
+            self.reconnects += 1
+            log.warning("connected again (reconnect %d)", self.reconnects)
+            return
+
+    def _current(self, deadline_s: Optional[float]) -> Session:
+        """The session, waiting until ``deadline_s`` (from now: the retry timeout where None)."""
+        session = self._session
+        if session is not None:
+            return session
+        with self._changed:
+            while self._session is None:
+                if self._closing.is_set():
+                    raise FsError(errno.EIO, "the mount is closing")
+                if self._retry_timeout_s is not None:
+                    if deadline_s is None:
+                        deadline_s = self._clock() + self._retry_timeout_s
+                    remaining_s = deadline_s - self._clock()
+                    if remaining_s <= 0:
+                        raise FsError(errno.ETIMEDOUT, "the server cannot be reached")
+                    self._changed.wait(remaining_s)
+                else:
+                    self._changed.wait()
+            return self._session
+
+    def deadline(self) -> Optional[float]:
+        """Until when an operation that finds the connection gone now may wait; None = for ever."""
+        return None if self._retry_timeout_s is None else self._clock() + self._retry_timeout_s
+
+    def run(self, attempt: Callable[[Session], T], recheck: Optional[Callable[[Session], T]] = None) -> T:
+        """``attempt`` on the session of now, again on the next one where it was lost.
+
+        With ``recheck`` an attempt of unknown outcome is first looked at: recheck returns the result where it did
+        happen, or raises Redo.
+        """
+        deadline_s: Optional[float] = None
+        unsure = False
+        while True:
+            session = self._current(deadline_s)
+            try:
+                if unsure and recheck is not None:
+                    try:
+                        return recheck(session)
+                    except Redo:
+                        unsure = False
+                return attempt(session)
+            except NotSent as error:
+                session.abort(error)
+            except ConnectionLost as error:
+                session.abort(error)
+                unsure = True
+            if deadline_s is None:
+                deadline_s = self.deadline()

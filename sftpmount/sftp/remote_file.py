@@ -1,0 +1,159 @@
+"""An open file on the server that survives its session."""
+
+from __future__ import annotations
+
+import errno
+import stat
+import threading
+from typing import Callable, Optional, Tuple
+
+from ..errors import FX_NO_SUCH_FILE, FX_PERMISSION_DENIED, FsError, StatusError
+from . import wire
+from .session import Lane, Session
+from .wire import Attrs
+
+
+class RemoteFile:
+    """An open file: reopened by ``path`` when the session has changed.
+
+    ``path`` is kept current by the owner when the file is renamed. ``verify(attrs)`` is called with the file's attributes
+    after a reopen and raises FsError (ESTALE) where it is not the file it was.
+
+    Who sends something about it borrows it (``with file:``), so that no CLOSE overtakes the request.
+    """
+
+    __slots__ = (
+        "_close",
+        "_idle",
+        "_reopening",
+        "_users",
+        "closed",
+        "handle",
+        "lane",
+        "mode",
+        "path",
+        "pflags",
+        "seen",
+        "session",
+        "verify",
+    )
+
+    def __init__(self, path: bytes, pflags: int) -> None:
+        self.path = path
+        self.pflags = pflags
+        self.verify: Callable[[Attrs], None] = lambda attrs: None
+        self.seen: Optional[Tuple[Optional[int], Optional[int]]] = (
+            None  # the owner's: (size, mtime) it was opened at
+        )
+        self.mode: Optional[int] = None  # the owner's: permission bits that we gave the file
+        self.session: Optional[Session] = None
+        self.lane: Optional[Lane] = None
+        self.handle = b""
+        self.closed = False
+        self._reopening = threading.Lock()
+        self._idle = threading.Condition()  # guards _users, _close; nothing is sent under it
+        self._users = 0
+        self._close: Optional[Callable[[], None]] = None
+
+    # -- who uses it --------------------------------------------------------------------------------------------------
+
+    def borrow(self) -> RemoteFile:
+        """Keep it open until ``give_back``."""
+        with self._idle:
+            self._users += 1
+        return self
+
+    __enter__ = borrow
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.give_back()
+
+    def give_back(self) -> None:
+        """The other half of ``borrow``."""
+        with self._idle:
+            self._users -= 1
+            if self._users:
+                return
+            close, self._close = self._close, None
+            self._idle.notify_all()
+        if close is not None:
+            close()
+
+    def when_idle(self, close: Callable[[], None]) -> None:
+        """Call ``close`` now or, while others use the file, in the thread of the last of them."""
+        with self._idle:
+            if self._users:
+                self._close = close
+                return
+        close()
+
+    def detach(self) -> Tuple[Optional[Session], Optional[Lane], bytes]:
+        """Take the handle away once nobody uses it: who comes next opens the file again. The caller closes the handle."""
+        with self._idle:
+            while self._users:
+                self._idle.wait()
+            detached = self.session, self.lane, self.handle
+            self.session = self.lane = None
+            return detached
+
+    # -- its handle ---------------------------------------------------------------------------------------------------
+
+    def opened(self, session: Session, lane: Lane, handle: bytes) -> None:
+        """The server has opened it."""
+        self.session, self.lane, self.handle = session, lane, handle
+
+    def attach(self, session: Session) -> Tuple[Lane, bytes]:
+        """Its lane and handle on ``session``, reopened and verified where they were another session's. For who has borrowed it."""
+        if self.session is session and self.lane is not None:
+            return self.lane, self.handle
+        with self._reopening:
+            if self.session is session and self.lane is not None:
+                return self.lane, self.handle
+            if self.closed:
+                raise FsError(errno.EBADF)
+            if not self.path:
+                raise FsError(errno.ESTALE, "another file has taken its name")
+            lane = lane_for(session, self.pflags)
+            try:
+                handle = self._reopen(lane)
+                attrs = lane.request(wire.FSTAT, wire.string(handle)).wait().attrs()
+            except StatusError as status:
+                code = errno.ESTALE if status.code == FX_NO_SUCH_FILE else status.errno
+                raise FsError(code) from None
+            try:
+                self.verify(attrs)
+            except FsError:
+                lane.request(wire.CLOSE, wire.string(handle))
+                raise
+            self.opened(session, lane, handle)
+            return lane, handle
+
+    def _reopen(self, lane: Lane) -> bytes:
+        pflags = self.pflags & ~(wire.FXF_CREAT | wire.FXF_EXCL | wire.FXF_TRUNC)
+        opening = wire.open_body(self.path, pflags)
+        try:
+            return lane.request(wire.OPEN, opening).wait().handle()
+        except StatusError as status:
+            mode = self.mode
+            if (
+                status.code != FX_PERMISSION_DENIED
+                or not pflags & wire.FXF_WRITE
+                or mode is None
+                or mode & 0o200
+            ):
+                raise
+        # Made read-only by us after it was opened (git and restic do so): let it be opened as it was, and no longer.
+        now = lane.request(wire.LSTAT, wire.string(self.path)).wait().attrs()
+        if not stat.S_ISREG(now.mode or 0) or stat.S_IMODE(now.mode or 0) != mode:
+            raise FsError(errno.EACCES)
+        body = wire.string(self.path)
+        lane.request(wire.SETSTAT, body + wire.attrs(Attrs(mode=mode | 0o200))).wait().expect_ok()
+        try:
+            return lane.request(wire.OPEN, opening).wait().handle()
+        finally:
+            lane.request(wire.SETSTAT, body + wire.attrs(Attrs(mode=mode))).wait().expect_ok()
+
+
+def lane_for(session: Session, pflags: int) -> Lane:
+    """The lane that a file opened with ``pflags`` is used on."""
+    return session.write_lane if pflags & wire.FXF_WRITE else session.read_lane
