@@ -19,7 +19,7 @@ A server without fsync@openssh.com takes them from IN_FLIGHT to CLEAN. Invariant
 from __future__ import annotations
 
 import threading
-from typing import Any, Dict, List, Optional, Protocol, Set, Tuple, Union
+from typing import Any, Dict, Iterable, List, Optional, Protocol, Set, Tuple, Union
 
 import cachetools
 
@@ -139,10 +139,12 @@ class FileCache:
 
     def __init__(self, file_id: int, size: int, clean: CleanBlocks) -> None:
         self.file_id = file_id
-        self.lock = threading.Condition()
+        self.lock = threading.RLock()
+        self.request_ended = threading.Condition(self.lock)
         self.size = size
         self.dirty = Extents()
         self.in_flight = Extents()
+        self.leaving = Extents()  # the part of in_flight that a thread has taken and may not have sent yet
         self.written = Extents()
         self.valid = Extents()
         self.buffers: Dict[int, Buffer] = {}
@@ -234,31 +236,37 @@ class FileCache:
         self.buffers[index] = buffer
         buffer[start : start + len(piece)] = piece
 
-    def take_request(self, bytes_max: int, *, whole_blocks: bool) -> Optional[Tuple[int, memoryview]]:
-        """The next dirty bytes to send, moved to in_flight: ``(offset, data)`` within one block, or None.
+    def take_request(
+        self, bytes_max: int, *, around: Optional[int] = None
+    ) -> Optional[Tuple[int, List[memoryview]]]:
+        """The next dirty bytes to send, moved to in_flight: where they begin, and the parts they consist of; or None.
 
-        With ``whole_blocks`` only blocks that are dirty from end to end, since the rest may still grow.
+        With ``around`` only a request of ``bytes_max`` from the dirty bytes about that offset: a shorter one may still grow.
         """
-        position = 0
-        while True:
-            found = self.dirty.first(self.in_flight, start=position)
-            if found is None:
+        begin = 0
+        if around is not None:
+            run = self.dirty.range_at(around)
+            if run is None:
                 return None
-            start, end = found
-            index = start // BLOCK_BYTES
+            begin = run[0]
+        found = self.dirty.first(self.in_flight, start=begin)
+        if found is None or (around is not None and found[1] - found[0] < bytes_max):
+            return None
+        start, end = found[0], min(found[1], found[0] + bytes_max)
+        self.in_flight.add(start, end)
+        self.leaving.add(start, end)
+        self.dirty.remove(start, end)
+        self.requests_in_flight += 1
+        self.sent = True
+        parts = []
+        for index in block_range(start, end):
             base = index * BLOCK_BYTES
-            end = min(end, base + BLOCK_BYTES)
-            if whole_blocks and (start != base or end != base + BLOCK_BYTES):
-                # A block whose front was sent by an earlier request (small server limits) is whole too.
-                if not (self.dirty.covers(start, base + BLOCK_BYTES) and self.valid.covers(base, start)):
-                    position = base + BLOCK_BYTES
-                    continue
-            end = min(end, start + bytes_max)
-            self.in_flight.add(start, end)
-            self.dirty.remove(start, end)
-            self.requests_in_flight += 1
-            self.sent = True
-            return start, memoryview(self.buffers[index])[start - base : end - base]
+            parts.append(memoryview(self.buffers[index])[max(start - base, 0) : end - base])
+        return start, parts
+
+    def left(self, start: int, end: int) -> None:
+        """The request for ``[start, end)`` is with the session: an fsync that is sent from now on comes behind it."""
+        self.leaving.remove(start, end)
 
     def acknowledged(self, start: int, end: int, *, durable: bool) -> None:
         """A WRITE ended well. ``durable``: there is no fsync to wait for, the bytes are as safe as this server makes them."""
@@ -269,7 +277,7 @@ class FileCache:
                 self.written.add(low, high)
         if durable:
             self.committed(Extents([(start, end)]))
-        self.lock.notify_all()
+        self.request_ended.notify_all()
 
     def refused(self, failure: StatusError) -> None:
         """The server refused bytes of this file: sticky until they are stored, and told to every handle open now.
@@ -289,12 +297,14 @@ class FileCache:
             self.dirty.add(*kept)
         for commit in self.commits:  # an fsync that was sent behind it does not cover it
             commit.extents.remove(start, end)
-        self.lock.notify_all()
+        self.request_ended.notify_all()
 
     def begin_commit(self) -> Commit:
-        """An fsync is about to be sent: it covers what was sent before. Give the result to ``end_commit``."""
+        """An fsync is about to be sent: it covers what has left before. Give the result to ``end_commit``."""
         commit = Commit(Extents(self.written))
         commit.extents.update(self.in_flight)
+        for start, end in self.leaving:
+            commit.extents.remove(start, end)
         self.commits.append(commit)
         return commit
 
@@ -305,49 +315,52 @@ class FileCache:
             self.committed(commit.extents)
             if not self.recut:
                 self.cut_to = commit.cut_later
-        self.lock.notify_all()
+        self.request_ended.notify_all()
 
     def committed(self, ranges: Extents) -> None:
         """WRITTEN bytes of ``ranges`` are safe: clean blocks take them over."""
         for start, end in ranges:
             for low, high in self.written.within(start, end):
                 self.written.remove(low, high)
-                for index in block_range(low, high):
-                    self._release(index)
+                self._release(block_range(low, high))
 
     def resend(self) -> None:
         """An fsync was refused: nothing is known of what it covered, so all of it is to be sent again."""
         self.dirty.update(self.written)
         self.written.clear()
-        self.lock.notify_all()
+        self.request_ended.notify_all()
 
     def lost(self) -> None:
         """The session ended: what was acknowledged but not committed may be gone with the server's memory."""
         self.recut = self.cut_to is not None
         self.resend()
 
-    def _release(self, index: int) -> None:
-        """Drop a block's buffer when nothing in it is unsafe any more; a fully known block becomes a clean one."""
-        base = index * BLOCK_BYTES
-        top = base + BLOCK_BYTES
-        if (
-            self.dirty.overlaps(base, top)
-            or self.in_flight.overlaps(base, top)
-            or self.written.overlaps(base, top)
-        ):
-            return
-        buffer = self.buffers.pop(index, None)
-        if buffer is None:
-            return
-        # What is on its way here from the server may be older than what leaves the buffer.
-        self.fetches.pop(index, None)
-        for read in self.reads:
-            read.stale |= read.start < top and read.end > base
-        self.buffer_bytes -= len(buffer)
-        end = min(top, self.size)
-        if base < end and self.valid.covers(base, end):
-            self._clean.put(self.file_id, index, bytes(buffer) if end == top else bytes(buffer[: end - base]))
-        self.valid.remove(base, top)
+    def _release(self, indices: Iterable[int]) -> None:
+        """Drop the buffers of blocks in which nothing is unsafe any more; a fully known block becomes a clean one."""
+        released = Extents()
+        for index in indices:
+            base = index * BLOCK_BYTES
+            top = base + BLOCK_BYTES
+            if (
+                self.dirty.overlaps(base, top)
+                or self.in_flight.overlaps(base, top)
+                or self.written.overlaps(base, top)
+            ):
+                continue
+            buffer = self.buffers.pop(index, None)
+            if buffer is None:
+                continue
+            self.buffer_bytes -= len(buffer)
+            self.fetches.pop(index, None)  # what it brings may be older than what leaves the buffer
+            end = min(top, self.size)
+            if base < end and self.valid.covers(base, end):
+                whole = bytes(buffer) if end == top else bytes(buffer[: end - base])
+                self._clean.put(self.file_id, index, whole)
+            released.add(base, top)
+        for start, end in released:
+            self.valid.remove(start, end)
+            for read in self.reads:
+                read.stale |= read.start < end and read.end > start
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -380,8 +393,7 @@ class FileCache:
             for ranges in (self.dirty, self.written, self.valid, *(c.extents for c in self.commits)):
                 ranges.remove(size, max(ranges.end, size))
             self.size = size
-            for index in [i for i in self.buffers if i >= keep]:
-                self._release(index)
+            self._release([i for i in self.buffers if i >= keep])
             self._clean.drop(self.file_id, keep)
         self.size = size
         self.changed()
@@ -434,7 +446,7 @@ class FileCache:
         self.cut_to = None
         self.recut = False
         self.distrust()
-        self.lock.notify_all()
+        self.request_ended.notify_all()
 
     def check_invariants(self) -> None:
         """Raise AssertionError where one of the module's invariants does not hold."""

@@ -128,6 +128,11 @@ class Extents:
             missing.append((position, end))
         return missing
 
+    def range_at(self, position: int) -> Optional[Range]:
+        """The range that holds ``position``; None where none does."""
+        i = bisect_right(self._starts, position) - 1
+        return (self._starts[i], self._ends[i]) if i >= 0 and position < self._ends[i] else None
+
     def first(self, without: Optional[Extents] = None, *, start: int = 0) -> Optional[Range]:
         """The first range at or after ``start`` that is in the set and not in ``without``; None where there is none."""
         i = bisect_right(self._ends, start)

@@ -1,7 +1,7 @@
 """What to send next, and who waits for it.
 
-A write is taken in as dirty and, as soon as a block is whole, sent by the thread that brought it; flow control of the SSH
-channel is then what slows the writer down. The rest is sent by close, fsync, truncation, age (the ticker) or pressure.
+A write is taken in as dirty and, as soon as there is enough for a full request, sent by the thread that brought it; flow
+control of the SSH channel is then what slows the writer down. The rest is sent by close, fsync, truncation, age (the ticker) or pressure.
 What is held (dirty, in flight, not committed) has a budget; half of it uncommitted in one file starts an fsync on the way.
 
 ``flush`` is the point of truth: it returns when every byte that was dirty at its start is acknowledged and, with
@@ -26,13 +26,17 @@ from ..sftp.remote import FSYNC, Remote
 from ..sftp.remote_file import RemoteFile
 from ..sftp.session import Pending, Session
 from ..sftp.wire import Attrs
-from .blocks import Commit, FileCache, Teller
+from .blocks import BLOCK_BYTES, Commit, FileCache, Teller
 from .extents import Extents
 
 log = logging.getLogger(__name__)
 
-REQUEST_BYTES_MAX = 131072
+# The server's memory pages: requests that begin in the middle of one are copied twice there.
+PAGE_BYTES = 4096
 REQUESTS_MAX = 64
+# Bytes that were written again while the first write of them was on its way are sent in a second pass of a flush, and where
+# another thread sent them, its write may come behind that pass's fsync. What is dirty after three is younger than the flush.
+PASSES_MAX = 3
 AGE_S = 2.0
 
 
@@ -47,7 +51,7 @@ class WriteBack:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._remote = remote
-        self._bytes_max = max(dirty_bytes_max, 4 * REQUEST_BYTES_MAX)
+        self._bytes_max = max(dirty_bytes_max, 4 * BLOCK_BYTES)
         self._clock = clock
         self._lock = threading.Lock()  # guards _held
         self._held: Dict[FileCache, int] = {}
@@ -83,7 +87,7 @@ class WriteBack:
             file.store(offset, data)
             file.touched_s = self._clock()
             self.account(file)
-        self._send_on(file, whole_blocks=True)
+        self._send_on(file, around=offset + len(data) - 1)
         if self.held_bytes > self._bytes_max:
             self._make_room(file)
 
@@ -114,7 +118,7 @@ class WriteBack:
                 most = max(self._held, key=lambda held: self._held[held])
             with most.lock:
                 if most.commits and not most.failure:
-                    most.lock.wait(1.0)
+                    most.request_ended.wait(1.0)
                     self.account(most)
                     continue
             try:
@@ -124,13 +128,13 @@ class WriteBack:
                     raise
                 return  # its own handles are told; this writer must not wait for another file's full quota
 
-    def _send_on(self, file: FileCache, *, whole_blocks: bool) -> None:
+    def _send_on(self, file: FileCache, *, around: Optional[int] = None) -> None:
         """Send what may be sent now, without waiting for a session; a lost one is for flush to deal with."""
         session = self._remote.session_now()
         if file.failure is not None or session is None:
             return
         try:
-            self._send(session, file, whole_blocks=whole_blocks)
+            self._send(session, file, around)
             with file.lock:
                 commit = not file.commits and file.written.total > self._bytes_max // 2
             if commit:
@@ -138,30 +142,31 @@ class WriteBack:
         except (ConnectionLost, FsError) as error:
             log.debug("write-back interrupted: %s", error)
 
-    def _send(self, session: Session, file: FileCache, *, whole_blocks: bool) -> None:
-        """Send dirty bytes while the window has room (all of them, waiting for room, unless ``whole_blocks``)."""
-        bytes_max = min(REQUEST_BYTES_MAX, session.limits.write_bytes)
+    def _send(self, session: Session, file: FileCache, around: Optional[int] = None) -> None:
+        """Send every dirty byte, waiting for the window; with ``around`` full requests there, while the window has room."""
+        bytes_max = session.limits.write_bytes
+        bytes_max -= bytes_max % PAGE_BYTES if bytes_max > PAGE_BYTES else 0
         durable = FSYNC not in session.extensions
         while True:
             with file.lock:
                 while file.requests_in_flight >= REQUESTS_MAX:
-                    if whole_blocks:
+                    if around is not None:
                         return
-                    file.lock.wait()
+                    file.request_ended.wait()
                 if file.failure is not None or not file.writers or file.recut:
                     return
-                taken = file.take_request(bytes_max, whole_blocks=whole_blocks)
+                taken = file.take_request(bytes_max, around=around)
                 if taken is None:
                     return
                 writer: RemoteFile = file.writers[0].borrow()  # its release may come at any time
-            start, data = taken
-            end = start + len(data)
+            start, parts = taken
+            end = start + sum(map(len, parts))
 
             def done(pending: Pending, start: int = start, end: int = end) -> None:
                 self._write_done(session, file, start, end, pending, durable)
 
             try:
-                self._remote.write_soon(writer, session, start, data, done)
+                self._remote.write_soon(writer, session, start, parts, done)
             except BaseException as error:
                 with file.lock:
                     file.failed(start, end)
@@ -170,6 +175,8 @@ class WriteBack:
                 raise
             finally:
                 writer.give_back()
+                with file.lock:
+                    file.left(start, end)
 
     def _write_done(
         self, session: Session, file: FileCache, start: int, end: int, pending: Pending, durable: bool
@@ -242,8 +249,9 @@ class WriteBack:
     def _flush_on(self, session: Session, file: FileCache, target: Extents, commit: bool) -> Attrs:
         with_fsync = commit and FSYNC in session.extensions
         self._cut_again(session, file)
-        while True:
-            self._send(session, file, whole_blocks=False)
+        attrs = Attrs()
+        for _ in range(PASSES_MAX):
+            self._send(session, file)
             committing = self._send_commit(session, file) if with_fsync else None
             with file.lock:
                 if not file.writers:
@@ -255,7 +263,7 @@ class WriteBack:
                 writer.give_back()
             with file.lock:
                 while any(file.in_flight.overlaps(*span) for span in target):
-                    file.lock.wait()
+                    file.request_ended.wait()
             if session.lost is not None:
                 raise session.lost
             if committing is not None:
@@ -264,9 +272,11 @@ class WriteBack:
             with file.lock:
                 if file.failure is not None:
                     raise file.failure
-                if not any(file.dirty.overlaps(*span) for span in target):
-                    return attrs
-                # Written again while the first write of these bytes was on its way: once more.
+                again = any(file.dirty.overlaps(*span) for span in target)
+                again = again or (with_fsync and any(file.written.overlaps(*span) for span in target))
+            if not again:
+                break
+        return attrs
 
     def _cut_again(self, session: Session, file: FileCache) -> None:
         """The server may have forgotten a truncation: make it again, before the bytes that were written after it."""
@@ -303,7 +313,7 @@ class WriteBack:
                     )
                     self.account(file)
                 if due:
-                    self._send_on(file, whole_blocks=False)
+                    self._send_on(file)
 
 
 class _Fsync:

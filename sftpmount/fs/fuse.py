@@ -19,6 +19,7 @@ import logging
 import os
 import shutil
 import stat
+import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
@@ -81,6 +82,20 @@ for _name in (
 ):  # fmt: skip
     setattr(_Operations, _name, True)
 
+# Python makes, and unmakes, its record of a thread with every call that comes from a thread of libfuse; with a page of stack
+# each time that is a tenth of a write. A record that is asked for once more stays until the process ends, so only a number
+# of threads gets one: libfuse keeps ten, those that a burst brings come and go.
+_KEPT_THREADS_MAX = 64
+_thread = threading.local()
+_kept_threads = itertools.count()
+
+
+def _keep_thread() -> None:
+    _thread.is_kept = next(_kept_threads) < _KEPT_THREADS_MAX
+    if _thread.is_kept:
+        ctypes.pythonapi.PyGILState_Ensure()
+
+
 _Base: Any = fuse.FUSE if fuse is not None else object
 
 
@@ -109,6 +124,8 @@ class _Adapter(_Base):  # type: ignore[misc]
     def _wrapper(func: Callable[..., Any], *args: Any) -> int:
         """The errno boundary: whatever happens, libfuse gets an int."""
         try:
+            if not hasattr(_thread, "is_kept"):
+                _keep_thread()
             return func(*args) or 0
         except OSError as error:
             return -(error.errno or errno.EIO)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import stat
-from typing import Callable, Dict, List, Optional, Tuple, TypeVar
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 from ..errors import (
     FX_NO_SUCH_FILE,
@@ -320,13 +320,14 @@ class Remote(Reconnecting):
         file: RemoteFile,
         session: Session,
         offset: int,
-        data: memoryview,
+        parts: Sequence[memoryview],
         callback: Callable[[Pending], None],
     ) -> None:
-        """Send one WRITE of at most ``limits.write_bytes``; as ``read_soon``."""
+        """Send one WRITE of ``parts``, at most ``limits.write_bytes`` together; as ``read_soon``."""
         with file:
             lane, handle = file.attach(session)
-            lane.request(wire.WRITE, wire.write_head(handle, offset, len(data)), data, callback=callback)
+            head = wire.write_head(handle, offset, sum(map(len, parts)))
+            lane.request(wire.WRITE, head, *parts, callback=callback, is_awaited=False)
 
     def fsync_soon(self, file: RemoteFile, session: Session, callback: Callable[[Pending], None]) -> None:
         """Send fsync@openssh.com: it covers every WRITE of this file sent before. Only where ``has(FSYNC)``."""

@@ -27,6 +27,7 @@ class RemoteFile:
         "_idle",
         "_reopening",
         "_users",
+        "_using",
         "closed",
         "handle",
         "lane",
@@ -51,7 +52,8 @@ class RemoteFile:
         self.handle = b""
         self.closed = False
         self._reopening = threading.Lock()
-        self._idle = threading.Condition()  # guards _users, _close; nothing is sent under it
+        self._using = threading.Lock()  # guards _users, _close; nothing is sent under it
+        self._idle = threading.Condition(self._using)
         self._users = 0
         self._close: Optional[Callable[[], None]] = None
 
@@ -59,7 +61,7 @@ class RemoteFile:
 
     def borrow(self) -> RemoteFile:
         """Keep it open until ``give_back``."""
-        with self._idle:
+        with self._using:
             self._users += 1
         return self
 
@@ -70,7 +72,7 @@ class RemoteFile:
 
     def give_back(self) -> None:
         """The other half of ``borrow``."""
-        with self._idle:
+        with self._using:
             self._users -= 1
             if self._users:
                 return
@@ -81,7 +83,7 @@ class RemoteFile:
 
     def when_idle(self, close: Callable[[], None]) -> None:
         """Call ``close`` now or, while others use the file, in the thread of the last of them."""
-        with self._idle:
+        with self._using:
             if self._users:
                 self._close = close
                 return
@@ -89,7 +91,7 @@ class RemoteFile:
 
     def detach(self) -> Tuple[Optional[Session], Optional[Lane], bytes]:
         """Take the handle away once nobody uses it: who comes next opens the file again. The caller closes the handle."""
-        with self._idle:
+        with self._using:
             while self._users:
                 self._idle.wait()
             detached = self.session, self.lane, self.handle

@@ -21,7 +21,7 @@ import logging
 import threading
 import time
 from _thread import allocate_lock
-from typing import Callable, Dict, List, Optional, Protocol, TypeVar
+from typing import Callable, Dict, List, Optional, Protocol, Set, TypeVar
 
 from ..errors import FX_EOF, ConnectionLost, NotSent, ProtocolViolation, RemoteDirectoryError, StatusError
 from . import wire
@@ -50,6 +50,8 @@ class ByteConnection(Protocol):
     def open_subsystem(
         self, name: str, on_data: Callable[[bytes], None], on_closed: Callable[[Exception], None]
     ) -> ByteChannel: ...  # pragma: no cover
+
+    def be_lazy_when(self, nobody_waits: Callable[[], bool]) -> None: ...  # pragma: no cover
 
     def heartbeat(self) -> None: ...  # pragma: no cover
 
@@ -171,6 +173,7 @@ class Lane:
         self._channel: Optional[ByteChannel] = None
         self._ids = itertools.count(1)
         self._pending: Dict[int, Pending] = {}
+        self._awaited: Set[int] = set()  # ids of the requests in flight whose replies someone waits for
         self._reader = wire.ReplyReader()
         self._version = Pending()
         self._version_known = False
@@ -196,8 +199,17 @@ class Lane:
         except wire.WireError as error:
             raise ProtocolViolation(f"the server's VERSION cannot be read: {error}") from error
 
-    def request(self, kind: int, *parts: wire.Buffer, callback: Optional[ReplyCallback] = None) -> Pending:
-        """Send one request; blocks only for flow control. Raises ConnectionLost, or NotSent where nothing left."""
+    def request(
+        self,
+        kind: int,
+        *parts: wire.Buffer,
+        callback: Optional[ReplyCallback] = None,
+        is_awaited: bool = True,
+    ) -> Pending:
+        """Send one request; blocks only for flow control. Raises ConnectionLost, or NotSent where nothing left.
+
+        A reply that is not ``is_awaited`` may be left lying for a fraction of a millisecond, so that several are read at once.
+        """
         if self._lost is not None or self._channel is None:
             raise NotSent(str(self._lost))
         pending = Pending(callback)
@@ -205,6 +217,8 @@ class Lane:
         if not self._pending:
             self._progress_s = self._clock()
         self._pending[request_id] = pending
+        if is_awaited:
+            self._awaited.add(request_id)
         try:
             self._channel.send(wire.header(kind, request_id, sum(map(len, parts))), *parts)
         except ConnectionLost:
@@ -219,6 +233,11 @@ class Lane:
         """Requests that wait for their reply."""
         return len(self._pending)
 
+    @property
+    def is_awaited(self) -> bool:
+        """True while someone waits for a reply."""
+        return bool(self._awaited)
+
     def waiting_s(self) -> float:
         """Seconds since the last reply on this lane, 0 where nothing is waited for."""
         return self._clock() - self._progress_s if self._pending else 0.0
@@ -228,6 +247,7 @@ class Lane:
             self._progress_s = self._clock()
             for kind, request_id, body in self._reader.feed(data):
                 pending = self._pending.pop(request_id, None)
+                self._awaited.discard(request_id)
                 if not self._version_known:
                     self._version_known = True
                     self._version.request_id = request_id
@@ -294,6 +314,7 @@ class Session:
         except BaseException:
             self.abort(ConnectionLost("the session could not be started"))
             raise
+        connection.be_lazy_when(lambda: not any(lane.is_awaited for lane in self._lanes))
         if lanes > 1:
             threading.Thread(target=self._open_more, args=(lanes,), name="sftp-lanes", daemon=True).start()
 

@@ -37,7 +37,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 from sftpmount.errors import ConnectionLost, HostKeyError, PolicyError, SftpMountError, Unreachable
 from sftpmount.ssh import chacha20
 from sftpmount.ssh.kex import KexGexAtLeast, KexGroup18SHA512
-from sftpmount.ssh.packetizer import Gather, PacketStream
+from sftpmount.ssh.packetizer import Gather, PacketStream, Sink
 from sftpmount.ssh.policy import (
     CERTIFICATE_SUFFIX,
     STRICT_KEX_SERVER,
@@ -81,10 +81,8 @@ class Negotiated:
     server_version: str
 
 
-class OwnChannel(Protocol):
+class OwnChannel(Sink, Protocol):
     """What the transport calls of our channels beyond what it calls of paramiko's."""
-
-    def take(self, data: bytes) -> None: ...
 
     def refuse(self, reason: str) -> None: ...
 
@@ -361,7 +359,7 @@ class HardenedTransport(paramiko.Transport):
             self._channels.put(number, channel)  # type: ignore[attr-defined]
             self.channels_seen[number] = True
             self._own_channels[number] = channel
-            self.packetizer.data_sinks[number] = channel.take
+            self.packetizer.sinks[number] = channel
         if not self.active:
             self.remove_channel(number)
             raise self._lost()
@@ -370,7 +368,7 @@ class HardenedTransport(paramiko.Transport):
     def remove_channel(self, number: int) -> None:
         self._unlink_channel(number)  # type: ignore[attr-defined]
         self._own_channels.pop(number, None)
-        self.packetizer.data_sinks.pop(number, None)
+        self.packetizer.sinks.pop(number, None)
 
     def _parse_channel_open_failure(self, m: Message) -> None:
         copy = Message(m.asbytes())

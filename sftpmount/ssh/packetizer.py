@@ -6,8 +6,8 @@ bytes (a peer that waits for us to read, while we wait for it to read, would be 
 1. Packets are sealed in order under ``_seal_lock``, which is never held over a system call, and queued.
 2. Whoever holds ``_socket_lock`` empties the queue into the socket. A thread that must not wait leaves the rest to the
    holder, or to the reading thread, which then polls for writability too.
-3. Only the transport thread reads. It takes as much from the socket as there is, and hands channel data straight to the
-   channel's sink; everything else goes to paramiko as a Message.
+3. Only the transport thread reads. It takes as much from the socket as there is, and hands data and window adjustments
+   straight to the channel's sink; everything else goes to paramiko as a Message.
 4. The descriptor is closed only by ``release``, when no thread can be inside a system call on it; ``close`` shuts it down.
 
 Locks: ``_seal_lock`` and ``_socket_lock`` are leaves, neither is taken with the other held.
@@ -21,8 +21,8 @@ import socket
 import threading
 from collections import deque
 from struct import Struct
-from time import monotonic
-from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
+from time import monotonic, sleep
+from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Sequence, Tuple
 
 from paramiko import Message, SSHException
 from paramiko.packet import NeedRekeyException
@@ -35,14 +35,26 @@ _RECEIVE_BUFFER_BYTES = 1024 * 1024
 _SCRATCH_BYTES = _PACKET_BYTES_MAX + 64
 _BANNER_LINE_BYTES_MAX = 8192
 _POLL_MS = 1000
+_NAP_S = 0.0005
+_RANDOM_BYTES = 8192
 _QUEUED_PACKETS_MAX = 10_000  # more are answers to a server that asks and asks, and does not read
 _SEQUENCE_MASK = 0xFFFFFFFF
 _REKEY_PACKETS = 2**31  # RFC 4344 section 3.1: before the sequence number comes round
 
-_CHANNEL_DATA = 94
+_WINDOW_ADJUST, _CHANNEL_DATA = 93, 94
 _HEADER = Struct(">IB")  # packet length, padding length
 _DATA_HEADER = Struct(">IBBII")  # packet length, padding length, CHANNEL_DATA, recipient channel, data length
-_DATA_FIELDS = Struct(">BBII")  # the same without the packet length, as opened
+_DATA_FIELDS = Struct(
+    ">BBII"
+)  # the same without the packet length, as opened; WINDOW_ADJUST has these fields too
+
+
+class Sink(Protocol):
+    """A channel of ours, as far as bulk messages go; called in the transport thread, must neither wait nor send."""
+
+    def take(self, data: bytes) -> None: ...  # pragma: no cover
+
+    def widen(self, count: int) -> None: ...  # pragma: no cover
 
 
 class Gather:
@@ -72,7 +84,7 @@ class Gather:
 class PacketStream:
     """Sealed packets over ``sock``, a connected stream socket. ``last_heard_s``: monotonic() of the last bytes received.
 
-    ``data_sinks``: our channel number -> what takes its data, in the transport thread; used while ``data_may_flow``.
+    ``sinks``: our channel number -> what takes its data and window adjustments; used while ``data_may_flow``.
     ``rekey_bytes_max`` and ``rekey_interval_s`` bound what is sealed or opened with one set of keys.
     """
 
@@ -87,11 +99,17 @@ class PacketStream:
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
+        self._wake_fd = self._wake_out.fileno()
         self._reader = select.poll()
+        self._reader.register(self._wake_out, select.POLLIN)
+        self._reader.register(sock, select.POLLIN)
+        self._polls_writable = False
 
         self._outbound: Any = Clear()
         self._sequence_out = 0
         self._plain_out = memoryview(bytearray(_SCRATCH_BYTES))
+
+        self._random, self._random_used = b"", 0
 
         self._inbound: Any = Clear()
         self._sequence_in = 0
@@ -99,8 +117,10 @@ class PacketStream:
         self._buffer = memoryview(bytearray(_RECEIVE_BUFFER_BYTES))
         self._start = self._end = 0  # what is received and not yet opened
         self._length: Optional[int] = None  # of the packet at _start, once known
-        self.data_sinks: Dict[int, Callable[[bytes], None]] = {}
+        self._drained = False  # the socket has nothing more to read as far as we know
+        self.sinks: Dict[int, Sink] = {}
         self.data_may_flow = False
+        self.nobody_waits: Callable[[], bool] = lambda: False
         self.last_heard_s = monotonic()
 
         self.rekey_bytes_max: int = 2**30
@@ -197,7 +217,7 @@ class PacketStream:
             plain = self._plain_out[: 4 + length]
             _HEADER.pack_into(plain, 0, length, padding)
             plain[5 : 5 + size] = payload
-            plain[5 + size :] = os.urandom(padding)
+            plain[5 + size :] = self._noise(padding)
             self._seal_one(cipher, plain, out)
             self._queue.append(out)
         self._note_sent()
@@ -215,20 +235,24 @@ class PacketStream:
                 lengths.append((count, padding, 10 + count + padding))
                 left -= count
             out = memoryview(bytearray(sum(length for _, _, length in lengths) + overhead * len(lengths)))
-            noise = os.urandom(
-                sum(padding for _, padding, _ in lengths)
-            )  # one system call for a batch of packets
-            at = used = 0
+            at = 0
             for count, padding, length in lengths:
                 plain = self._plain_out[: 4 + length]
                 _DATA_HEADER.pack_into(plain, 0, length, padding, _CHANNEL_DATA, channel, count)
                 source.fill(plain[14 : 14 + count])
-                plain[14 + count :] = noise[used : used + padding]
-                used += padding
+                plain[14 + count :] = self._noise(padding)
                 self._seal_one(cipher, plain, out[at : at + length + overhead])
                 at += length + overhead
             self._queue.append(out)
         self._note_sent()
+
+    def _noise(self, count: int) -> bytes:
+        """Random padding; a system call for each packet would cost more than to encrypt it."""
+        if len(self._random) - self._random_used < count:
+            self._random, self._random_used = os.urandom(_RANDOM_BYTES), 0
+        used = self._random_used
+        self._random_used += count
+        return self._random[used : used + count]
 
     def _seal_one(self, cipher: Any, plain: memoryview, out: memoryview) -> None:
         cipher.seal(self._sequence_out, plain, out)
@@ -303,12 +327,15 @@ class PacketStream:
             padding, kind, channel, count = _DATA_FIELDS.unpack_from(plain)
             if padding < 4 or padding + 2 > size:
                 raise SSHException("packet with impossible padding")
-            if kind == _CHANNEL_DATA and self.data_may_flow:
-                sink = self.data_sinks.get(channel)
+            if (kind == _CHANNEL_DATA or kind == _WINDOW_ADJUST) and self.data_may_flow:
+                sink = self.sinks.get(channel)
                 if sink is not None:
-                    if 10 + count + padding > size:
-                        raise SSHException("channel data longer than its packet")
-                    sink(bytes(plain[10 : 10 + count]))
+                    if 10 + padding + (count if kind == _CHANNEL_DATA else 0) > size:
+                        raise SSHException("a message longer than its packet")
+                    if kind == _CHANNEL_DATA:
+                        sink.take(bytes(plain[10 : 10 + count]))
+                    else:
+                        sink.widen(count)
                     if self._rekey_due and self.kex_deadline_s is None:
                         raise NeedRekeyException
                     continue
@@ -357,6 +384,9 @@ class PacketStream:
                 kept = self._end - self._start
                 buffer[:kept] = bytes(buffer[self._start : self._end])
                 self._start, self._end = 0, kept
+            if self._drained:
+                self._drained = False
+                self._wait_readable()
             try:
                 got = self._socket.recv_into(buffer[self._end :])
             except (BlockingIOError, InterruptedError):
@@ -366,6 +396,9 @@ class PacketStream:
                 raise EOFError(str(error)) from error
             if got == 0:
                 raise EOFError("the server closed the connection")
+            self._drained = self._end + got < len(
+                buffer
+            )  # it had less than it was asked for: do not ask in vain
             self._end += got
             self.last_heard_s = monotonic()
             if self._stalled:
@@ -376,15 +409,22 @@ class PacketStream:
 
     def _wait_readable(self) -> None:
         """Wait for bytes; meanwhile send what is stalled. Raises NeedRekeyException, EOFError once closed."""
-        events = select.POLLIN | (select.POLLOUT if self._stalled else 0)
-        self._reader.register(self._socket, events)
-        self._reader.register(self._wake_out, select.POLLIN)
-        ready = dict(self._reader.poll(_POLL_MS))
-        if ready.get(self._wake_out.fileno()):
-            self._wake_out.recv(4096)
+        if self._stalled != self._polls_writable:
+            self._polls_writable = self._stalled
+            self._reader.modify(self._socket, select.POLLIN | (select.POLLOUT if self._polls_writable else 0))
+        writable = False
+        ready = self._reader.poll(_POLL_MS)
+        if self.nobody_waits():
+            # A wake-up for each acknowledgement and each window adjustment of a bulk write costs a tenth of its speed.
+            sleep(_NAP_S)
+        for descriptor, events in ready:
+            if descriptor == self._wake_fd:
+                self._wake_out.recv(4096)
+            else:
+                writable = bool(events & select.POLLOUT)
         if self._closed:
             raise EOFError("the connection is closed")
-        if self._stalled and ready.get(self._socket.fileno(), 0) & select.POLLOUT:
+        if self._stalled and writable:
             self._stalled = False
             self.flush(block=False)
         now = monotonic()

@@ -4,7 +4,7 @@ Receiving: channel data goes from the transport thread straight to ``on_data``, 
 rarely, and then without waiting. Sending: full packets, a batch of them with one system call, as much as the server's window
 takes. A dead connection is never silent: whoever sends or waits gets ConnectionLost.
 
-Lock order: Channel._send_lock < Channel._cond; neither _cond nor any lock below is held while something is sent.
+Lock order: Channel._send_lock < Channel._lock; neither _lock nor any lock below is held while something is sent.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Channel:
         self._on_data = on_data
         self._on_closed = on_closed
         self._send_lock = threading.Lock()  # held for a whole send(), so that what it sends stays together
-        self._cond = threading.Condition()  # guards what follows
+        self._lock = threading.RLock()  # guards what follows
+        self._changed = threading.Condition(self._lock)
         self._peer = -1  # the server's number of the channel, once open
         self._packet_bytes_max = 0
         self._window_out = 0
@@ -84,11 +85,11 @@ class Channel:
 
     def close(self) -> None:
         """Tell the server that we are done. ``on_closed`` follows when it agrees; ``on_data`` is called no more. Idempotent."""
-        with self._cond:
+        with self._lock:
             if self._closing or self._ended is not None:
                 return
             self._closing = True
-            self._cond.notify_all()
+            self._changed.notify_all()
         try:
             self._transport.send_payload(_message(_CHANNEL_CLOSE, self._peer))
         except ConnectionLost:
@@ -96,9 +97,9 @@ class Channel:
 
     def _take_window(self, wanted: int) -> int:
         """Wait for room in the server's window; returns how much of ``wanted`` may be sent now."""
-        with self._cond:
+        with self._lock:
             while self._window_out == 0 and self._ended is None and not self._closing:
-                self._cond.wait()
+                self._changed.wait()
             if self._ended is not None:
                 raise ConnectionLost(str(self._ended))
             if self._closing:
@@ -128,8 +129,8 @@ class Channel:
             raise
 
     def _await(self, is_done: Callable[[], bool]) -> None:
-        with self._cond:
-            answered = self._cond.wait_for(
+        with self._lock:
+            answered = self._changed.wait_for(
                 lambda: is_done() or self._refused is not None or self._ended is not None, _CHANNEL_TIMEOUT_S
             )
             if self._refused is not None:
@@ -149,19 +150,25 @@ class Channel:
         if not self._closing and self._ended is None:
             self._on_data(data)
 
+    def widen(self, count: int) -> None:
+        """The server takes ``count`` bytes more."""
+        with self._lock:
+            self._window_out += count
+            self._changed.notify_all()
+
     def refuse(self, reason: str) -> None:
         """The server does not open the channel, or not the subsystem."""
-        with self._cond:
+        with self._lock:
             self._refused = reason
-            self._cond.notify_all()
+            self._changed.notify_all()
 
     def end(self, error: Exception) -> None:
         """The channel is over; the first call counts."""
-        with self._cond:
+        with self._lock:
             if self._ended is not None:
                 return
             self._ended = error
-            self._cond.notify_all()
+            self._changed.notify_all()
         self._transport.remove_channel(self._number)
         if self._is_open:
             self._on_closed(error)
@@ -173,16 +180,16 @@ class Channel:
             self._consumed = 0
 
     def _set_remote_channel(self, number: int, window_bytes: int, packet_bytes_max: int) -> None:
-        with self._cond:
+        with self._lock:
             self._peer = number
             self._window_out = window_bytes
             self._packet_bytes_max = max(1, min(packet_bytes_max, _PACKET_BYTES_OUT_MAX))
-            self._cond.notify_all()
+            self._changed.notify_all()
 
     def _request_success(self, message: Message) -> None:
-        with self._cond:
+        with self._lock:
             self._is_open = True
-            self._cond.notify_all()
+            self._changed.notify_all()
 
     def _request_failed(self, message: Message) -> None:
         self.refuse("the server has no such subsystem")
@@ -198,9 +205,7 @@ class Channel:
         self._consume(len(text))
 
     def _window_adjust(self, message: Message) -> None:
-        with self._cond:
-            self._window_out += message.get_int()
-            self._cond.notify_all()
+        self.widen(message.get_int())
 
     def _handle_request(self, message: Message) -> None:
         message.get_string()  # exit-status and the like
@@ -215,7 +220,7 @@ class Channel:
         self._close_and_end()
 
     def _close_and_end(self) -> None:
-        with self._cond:
+        with self._lock:
             send_close, self._closing = not self._closing, True
         if send_close:
             self._transport.post(_message(_CHANNEL_CLOSE, self._peer))
@@ -266,6 +271,10 @@ class Connection:
         ours, theirs = socket.socketpair()
         threading.Thread(target=_tunnel, args=(channel, ours), name="sftpmount-tunnel", daemon=True).start()
         return theirs
+
+    def be_lazy_when(self, nobody_waits: Callable[[], bool]) -> None:
+        """While ``nobody_waits()`` what arrives may lie for a fraction of a millisecond, so that more is read at once."""
+        self._transport.packetizer.nobody_waits = nobody_waits
 
     def heartbeat(self) -> None:
         """Ask the server for a sign of life, without waiting for it or for anything else. Raises ConnectionLost.

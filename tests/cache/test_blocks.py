@@ -74,6 +74,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         small_blocks(BLOCK)
         self.values = itertools.cycle(range(1, 256))
+        self.taken: List[Sent] = []
         self.way: List[Union[Sent, Commit]] = []
         self.replies: List[Tuple[Union[Sent, Commit], Optional[StatusError]]] = []
         self.fetches: List[Tuple[Fetch, Optional[bytes]]] = []
@@ -129,30 +130,47 @@ class Machine(RuleBasedStateMachine):
 
     # -- write-back ----------------------------------------------------------------------------------------------------
 
-    @rule(bytes_max=st.sampled_from([3, BLOCK, 3 * BLOCK]), whole_blocks=st.booleans())
-    def send(self, bytes_max: int, whole_blocks: bool) -> None:
-        self.send_one(bytes_max, whole_blocks)
+    @rule(bytes_max=st.sampled_from([3, BLOCK, 3 * BLOCK]), around=st.none() | st.integers(0, TOP))
+    def send(self, bytes_max: int, around: Optional[int]) -> None:
+        self.send_one(bytes_max, around)
+        self.leave()
 
-    def send_one(self, bytes_max: int, whole_blocks: bool) -> bool:
+    @rule(bytes_max=st.sampled_from([3, BLOCK, 3 * BLOCK]))
+    def take_without_sending_yet(self, bytes_max: int) -> None:
+        """A thread is stopped between the two; others send, and fsync, meanwhile."""
+        self.send_one(bytes_max)
+
+    @rule()
+    def leave(self) -> None:
+        while self.taken:
+            sent = self.taken.pop(0)
+            self.way.append(sent)
+            self.file.left(sent.start, sent.end)
+
+    def send_one(self, bytes_max: int, around: Optional[int] = None) -> bool:
         if self.file.recut or self.file.failure is not None:
             return False
         before = list(self.on_the_way())
-        taken = self.file.take_request(bytes_max, whole_blocks=whole_blocks)
+        taken = self.file.take_request(bytes_max, around=around)
         if taken is None:
-            assert whole_blocks or not self.file.dirty.first(self.file.in_flight)
+            assert around is not None or not self.file.dirty.first(self.file.in_flight)
             return False
-        start, view = taken
-        end = start + len(view)
+        start, data = taken[0], b"".join(taken[1])
+        end = start + len(data)
         assert 0 < end - start <= bytes_max
-        assert start // BLOCK == (end - 1) // BLOCK, "within one block"
-        assert bytes(view) == self.local[start:end]
+        assert around is None or end - start == bytes_max, "a short one may still grow"
+        assert data == self.local[start:end]
         for other in before:
             assert end <= other.start or other.end <= start, "no byte is in two requests"
-        self.way.append(Sent(start, end, bytes(view)))
+        self.taken.append(Sent(start, end, data))
         return True
 
     def on_the_way(self) -> List[Sent]:
-        return [each for each in [*self.way, *(one for one, _ in self.replies)] if isinstance(each, Sent)]
+        return [
+            each
+            for each in [*self.taken, *self.way, *(one for one, _ in self.replies)]
+            if isinstance(each, Sent)
+        ]
 
     @precondition(lambda self: self.has_fsync and len(self.file.commits) < 3)
     @rule()
@@ -208,14 +226,16 @@ class Machine(RuleBasedStateMachine):
         """The connection ends; some of what was on its way was carried out, and a server that reboots forgets."""
         for _ in range(min(carried_out, len(self.way))):
             self.carry_out_one()
-        for request in [*(one for one, _ in self.replies), *self.way]:
+        for request in [*(one for one, _ in self.replies), *self.way, *self.taken]:
             if isinstance(request, Sent):
                 self.file.failed(request.start, request.end)
+                self.file.left(request.start, request.end)
             else:
                 self.file.end_commit(request, ok=False)
                 self.file.lost()
         self.replies.clear()
         self.way.clear()
+        self.taken.clear()
         for each, _ in self.fetches:
             self.fetcher._settle(each)
         self.fetches.clear()
@@ -257,6 +277,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def discard(self) -> None:
         """The last writer goes; requests may be on their way still. From here on the server's file is the truth."""
+        self.leave()
         self.file.discard()
         assert not self.file.dirty
         assert not self.file.written
@@ -323,8 +344,9 @@ class Machine(RuleBasedStateMachine):
         """Sending everything and committing makes the server's disk what the program wrote."""
         for _ in range(100):
             self.retry()
-            while self.send_one(BLOCK, False):
-                pass
+            while self.send_one(BLOCK):
+                self.leave()
+            self.leave()
             if self.has_fsync:
                 self.send_fsync()
             while self.way:
@@ -370,39 +392,52 @@ def fresh(content: bytes = b"", capacity: int = 10) -> FileCache:
 
 
 def all_requests(
-    file: FileCache, bytes_max: int = 3 * BLOCK, *, whole_blocks: bool = False
+    file: FileCache, bytes_max: int = 3 * BLOCK, *, around: Optional[int] = None
 ) -> List[Tuple[int, bytes]]:
     taken: List[Tuple[int, bytes]] = []
     while True:
-        request = file.take_request(bytes_max, whole_blocks=whole_blocks)
+        request = file.take_request(bytes_max, around=around)
         if request is None:
             return taken
-        taken.append((request[0], bytes(request[1])))
+        start, data = request[0], b"".join(request[1])
+        file.left(start, start + len(data))
+        taken.append((start, data))
 
 
 class TestRequests:
-    def test_whole_blocks_leave_at_once_and_the_rest_waits(self) -> None:
+    def test_full_requests_leave_at_once_and_the_rest_waits(self) -> None:
         file = fresh()
-        file.store(0, b"a" * (2 * BLOCK + 3))
-        assert all_requests(file, whole_blocks=True) == [(0, b"a" * BLOCK), (BLOCK, b"a" * BLOCK)]
-        assert all_requests(file) == [(2 * BLOCK, b"aaa")]
+        file.store(1, b"a" * (2 * BLOCK + 3))
+        assert all_requests(file, BLOCK, around=2 * BLOCK + 3) == [
+            (1, b"a" * BLOCK),
+            (1 + BLOCK, b"a" * BLOCK),
+        ]
+        assert all_requests(file) == [(1 + 2 * BLOCK, b"aaa")]
         assert all_requests(file) == []
 
-    def test_small_writes_become_whole_blocks(self) -> None:
+    def test_small_writes_become_full_requests(self) -> None:
         file = fresh()
         for start in range(0, BLOCK, 2):
-            assert all_requests(file, whole_blocks=True) == []
             file.store(start, b"xy")
-        assert all_requests(file, whole_blocks=True) == [(0, b"xy" * (BLOCK // 2))]
+            expected = [] if start + 2 < BLOCK else [(0, b"xy" * (BLOCK // 2))]
+            assert all_requests(file, BLOCK, around=start + 1) == expected
 
-    def test_a_server_with_small_limits_gets_a_block_in_pieces(self) -> None:
+    def test_dirty_bytes_elsewhere_wait(self) -> None:
         file = fresh()
-        file.store(0, bytes(range(BLOCK)))
-        assert [(start, len(data)) for start, data in all_requests(file, 3, whole_blocks=True)] == [
-            (0, 3),
-            (3, 3),
-            (6, 2),
-        ]
+        file.store(0, b"a" * BLOCK)
+        file.store(3 * BLOCK, b"b" * BLOCK)
+        assert all_requests(file, BLOCK, around=3 * BLOCK) == [(3 * BLOCK, b"b" * BLOCK)]
+
+    def test_an_fsync_does_not_cover_a_request_that_has_not_left(self) -> None:
+        """Another thread has taken it, and comes to sending it when the fsync is on its way already."""
+        file = fresh()
+        file.store(0, b"a" * BLOCK)
+        assert file.take_request(BLOCK) is not None
+        commit = file.begin_commit()
+        file.left(0, BLOCK)
+        file.acknowledged(0, BLOCK, durable=False)
+        file.end_commit(commit, ok=True)
+        assert list(file.written) == [(0, BLOCK)]
 
     def test_bytes_written_again_wait_for_the_first_write_to_end(self) -> None:
         file = fresh()
@@ -501,10 +536,10 @@ class TestBuffers:
         file = fresh()
         data = b"a" * BLOCK
         file.store(0, data)
-        request = file.take_request(BLOCK, whole_blocks=True)
+        request = file.take_request(BLOCK)
         assert request is not None
         file.store(0, b"b" * 3)
-        assert bytes(request[1]) == data
+        assert b"".join(request[1]) == data
 
     def test_a_partly_known_block_is_not_passed_for_clean(self) -> None:
         content = b"0" * 2 * BLOCK

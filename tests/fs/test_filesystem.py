@@ -505,10 +505,10 @@ class TestStickyErrors:
     def test_the_write_after_it_is_told(self, server: FakeServer, fs: Filesystem) -> None:
         handle = fs.create(b"/f", NEW, 0o644)
         fault = self.full(server)
-        fs.write(handle, bytes(BLOCK_BYTES), 0)  # a whole block leaves at once
+        fs.write(handle, bytes(2 * BLOCK_BYTES), 0)  # enough for a full request leaves at once
         assert fault.fired.wait(WAIT_S)
         wait_until(lambda: handle.file.failure is not None, WAIT_S, "the refusal")
-        assert refused(lambda: fs.write(handle, b"x", BLOCK_BYTES)) == errno.ENOSPC
+        assert refused(lambda: fs.write(handle, b"x", 2 * BLOCK_BYTES)) == errno.ENOSPC
         fs.release(handle)
 
     def test_the_close_tells_it_again_while_it_lasts(self, server: FakeServer, fs: Filesystem) -> None:
@@ -933,7 +933,7 @@ class TestLoss:
         handle = fs.create(b"/f", NEW, 0o644)
         data = noise(4 * BLOCK_BYTES)
         fs.write(handle, data, 0)
-        wait_until(lambda: len(server.content(b"/home/f")) == len(data), WAIT_S, "the bytes at the server")
+        wait_until(lambda: len(server.content(b"/home/f")) > BLOCK_BYTES, WAIT_S, "bytes at the server")
         wait_until(lambda: not handle.file.unsent, WAIT_S, "the acknowledgements")
         server.crash()
         assert server.content(b"/home/f") == b""
@@ -1000,7 +1000,7 @@ class TestLoss:
         second = fs.open(b"/f", RW)
         fs.write(second, b"abc", 0)
         original = getattr(fs._remote, step)
-        borrowed = []
+        borrowed: List[Any] = []
 
         def overtaken(file: Any, *arguments: Any) -> Any:
             if not borrowed:
@@ -1014,6 +1014,33 @@ class TestLoss:
         assert server.disk(b"/home/f") == b"abc"
         fs.fsync(second)
         fs.release(second)
+
+    def test_an_fsync_that_overtakes_a_write_does_not_vouch_for_it(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
+        """Another thread has taken the request, and is stopped before it sends it."""
+        handle = fs.create(b"/f", NEW, 0o644)
+        fs.write(handle, b"abc", 0)
+        taken, go_on = threading.Event(), threading.Event()
+        original = fs._remote.write_soon
+
+        def slow(*arguments: Any) -> None:
+            taken.set()
+            assert go_on.wait(WAIT_S)
+            original(*arguments)
+
+        setattr(fs._remote, "write_soon", slow)
+        sender = threading.Thread(target=fs.writeback._send_on, args=(handle.file,))
+        sender.start()
+        assert taken.wait(WAIT_S)
+        fsync = threading.Thread(target=fs.fsync, args=(handle,))
+        fsync.start()
+        wait_until(lambda: not handle.file.commits and fsync.is_alive(), WAIT_S, "the first fsync's end")
+        go_on.set()
+        sender.join(WAIT_S)
+        fsync.join(WAIT_S)
+        assert server.disk(b"/home/f") == b"abc"
+        fs.release(handle)
 
     def test_times_set_before_close_survive_a_loss(self, server: FakeServer, fs: Filesystem) -> None:
         """tar sets the times of a file that is still open."""

@@ -443,6 +443,9 @@ class FakeConnection:
             channel.close()  # it came too late for abort() to see it
         return channel
 
+    def be_lazy_when(self, nobody_waits: Callable[[], bool]) -> None:
+        """Nothing here arrives in bulk."""
+
     def heartbeat(self) -> None:
         self.heartbeats += 1
         if self.ended.is_set():

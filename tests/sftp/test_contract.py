@@ -95,7 +95,7 @@ def write(remote: Remote, file: RemoteFile, offset: int, data: bytes) -> None:
             failures.append(error)
         ended.set()
 
-    remote.write_soon(file, remote.session(), offset, memoryview(data), done)
+    remote.write_soon(file, remote.session(), offset, [memoryview(data)], done)
     assert ended.wait(20.0)
     if failures:
         raise failures[0]
@@ -170,7 +170,7 @@ class TestFiles:
         ended = threading.Semaphore(0)
         for i in range(20):
             remote.write_soon(
-                file, session, i * 1000, memoryview(bytes(1000)), lambda pending: ended.release()
+                file, session, i * 1000, [memoryview(bytes(1000))], lambda pending: ended.release()
             )
         synced: List[Pending] = []
         remote.fsync_soon(file, session, lambda pending: (synced.append(pending), ended.release()))  # type: ignore[func-returns-value]

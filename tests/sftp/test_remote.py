@@ -43,7 +43,7 @@ def write(remote: Remote, file: RemoteFile, offset: int, data: bytes) -> None:
         answered: List[Pending] = []
         event = threading.Event()
         remote.write_soon(
-            file, session, offset, memoryview(data), lambda p: (answered.append(p), event.set())
+            file, session, offset, [memoryview(data)], lambda p: (answered.append(p), event.set())
         )  # type: ignore[func-returns-value]
         assert event.wait(WAIT_S)
         answered[0].expect_ok()

@@ -385,6 +385,9 @@ class Greeter:
     def send(self, *parts: bytes) -> None:
         threading.Thread(target=self._on_data, args=(self._greeting,), daemon=True).start()
 
+    def be_lazy_when(self, nobody_waits: object) -> None:
+        pass
+
     def heartbeat(self) -> None:
         pass
 
