@@ -1,7 +1,8 @@
 """What to send next, and who waits for it.
 
 A write is taken in as dirty and, as soon as there is enough for a full request, sent by the thread that brought it; flow
-control of the SSH channel is then what slows the writer down. The rest is sent by close, fsync, truncation, age (the ticker) or pressure.
+control of the SSH channel is then what slows the writer down. The rest is sent by close, fsync, truncation, age (the ticker)
+or pressure.
 What is held (dirty, in flight, not committed) has a budget; half of it uncommitted in one file starts an fsync on the way.
 
 ``flush`` is the point of truth: it returns when every byte that was dirty at its start is acknowledged and, with

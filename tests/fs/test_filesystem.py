@@ -934,7 +934,7 @@ class TestLoss:
         data = noise(4 * BLOCK_BYTES)
         fs.write(handle, data, 0)
         wait_until(lambda: len(server.content(b"/home/f")) > BLOCK_BYTES, WAIT_S, "bytes at the server")
-        wait_until(lambda: not handle.file.unsent, WAIT_S, "the acknowledgements")
+        wait_until(lambda: not handle.file.in_flight, WAIT_S, "the acknowledgements")
         server.crash()
         assert server.content(b"/home/f") == b""
         fs.fsync(handle)
@@ -1029,7 +1029,7 @@ class TestLoss:
             assert go_on.wait(WAIT_S)
             original(*arguments)
 
-        setattr(fs._remote, "write_soon", slow)
+        fs._remote.write_soon = slow  # type: ignore[method-assign]
         sender = threading.Thread(target=fs.writeback._send_on, args=(handle.file,))
         sender.start()
         assert taken.wait(WAIT_S)
