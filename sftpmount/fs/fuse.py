@@ -86,15 +86,6 @@ for _name in (
 # each time that is a tenth of a write. A record that is asked for once more stays until the process ends, so only a number
 # of threads gets one: libfuse keeps ten, those that a burst brings come and go.
 _KEPT_THREADS_MAX = 64
-_thread = threading.local()
-_kept_threads = itertools.count()
-
-
-def _keep_thread() -> None:
-    _thread.is_kept = next(_kept_threads) < _KEPT_THREADS_MAX
-    if _thread.is_kept:
-        ctypes.pythonapi.PyGILState_Ensure()
-
 
 _Base: Any = fuse.FUSE if fuse is not None else object
 
@@ -113,6 +104,8 @@ class _Adapter(_Base):  # type: ignore[misc]
         self._on_ready = on_ready
         self._handles: Dict[int, Any] = {}
         self._numbers = itertools.count(1)
+        self._threads = itertools.count()
+        self._thread = threading.local()  # is_kept: set once Python's record of this thread may stay
         # What the kernel was last told: node id -> (size, when). Entries older than the attribute timeout mean nothing.
         self._told: Dict[int, Tuple[int, float]] = {}
         encoded = {
@@ -120,18 +113,22 @@ class _Adapter(_Base):  # type: ignore[misc]
         }
         super().__init__(_Operations(), _latin1(mountpoint), raw_fi=True, encoding="latin-1", **encoded)
 
-    @staticmethod
-    def _wrapper(func: Callable[..., Any], *args: Any) -> int:
+    def _wrapper(self, func: Callable[..., Any], *args: Any) -> int:
         """The errno boundary: whatever happens, libfuse gets an int."""
         try:
-            if not hasattr(_thread, "is_kept"):
-                _keep_thread()
+            if not hasattr(self._thread, "is_kept"):
+                self._keep_thread()
             return func(*args) or 0
         except OSError as error:
             return -(error.errno or errno.EIO)
         except BaseException:
             log.exception("%s failed in a way that is not foreseen", getattr(func, "__name__", func))
             return -errno.EIO
+
+    def _keep_thread(self) -> None:
+        self._thread.is_kept = next(self._threads) < _KEPT_THREADS_MAX
+        if self._thread.is_kept:
+            ctypes.pythonapi.PyGILState_Ensure()
 
     def _new_handle(self, value: Any) -> int:
         number = next(self._numbers)

@@ -292,6 +292,7 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
         host_key_algorithms=options.host_key_algorithms or list_of("hostkeyalgorithms"),
         ciphers=options.ciphers or list_of("ciphers"),
         macs=options.macs or list_of("macs"),
+        fast_aes=aes_in_hardware(),
     )
     strict = options.strict_host_key_checking or first("stricthostkeychecking") or "yes"
     command = is_set("proxycommand")
@@ -445,3 +446,13 @@ def parse_hop(hop: str) -> Tuple[Optional[str], str, Optional[int]]:
     if at:
         check_user(user)
     return user if at else None, host, _port(port) if port else None
+
+
+def aes_in_hardware(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether the processor has AES instructions, for make_policy(fast_aes=); True where it cannot be known."""
+    try:
+        with open(cpuinfo, encoding="ascii", errors="replace") as file:
+            flags = [line.split() for line in file if line.startswith(("flags", "Features"))]
+    except OSError:
+        return True
+    return not flags or "aes" in flags[0]

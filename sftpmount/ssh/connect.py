@@ -145,6 +145,7 @@ class Dialer:
                 via.close()
             raise
         self._memory.host_keys[target.host, target.port] = keys.plain_key(transport.host_key_blob)
+        _log.info("connected to %s port %d: %s", target.host, target.port, connection.negotiated)
         return connection
 
     def _jump(self, options: SshOptions, target: Target, hops_left: int) -> Connection:

@@ -80,6 +80,20 @@ class Negotiated:
     strict_kex: bool
     server_version: str
 
+    def __str__(self) -> str:
+        ways = [
+            f"{cipher} with {mac}" if mac else cipher
+            for cipher, mac in ((self.cipher_out, self.mac_out), (self.cipher_in, self.mac_in))
+        ]
+        return ", ".join(
+            (
+                self.kex + (" (strict)" if self.strict_kex else ""),
+                f"{self.host_key_type} {self.host_key_fingerprint}",
+                " / ".join(dict.fromkeys(ways)),
+                self.server_version,
+            )
+        )
+
 
 class OwnChannel(Sink, Protocol):
     """What the transport calls of our channels beyond what it calls of paramiko's."""
@@ -418,16 +432,6 @@ class HardenedTransport(paramiko.Transport):
         if self.logger.isEnabledFor(logging.DEBUG):
             for line in msg if isinstance(msg, list) else [msg]:
                 self.logger.debug("%s", printable(str(line), 4000))
-
-
-def aes_in_hardware(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether the processor has AES instructions, for make_policy(fast_aes=); True where it cannot be known."""
-    try:
-        with open(cpuinfo, encoding="ascii", errors="replace") as file:
-            flags = [line.split() for line in file if line.startswith(("flags", "Features"))]
-    except OSError:
-        return True
-    return not flags or "aes" in flags[0]
 
 
 def _offer(parsed: Dict[str, Any]) -> ServerOffer:

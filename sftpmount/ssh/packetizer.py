@@ -42,6 +42,7 @@ _SEQUENCE_MASK = 0xFFFFFFFF
 _REKEY_PACKETS = 2**31  # RFC 4344 section 3.1: before the sequence number comes round
 
 _WINDOW_ADJUST, _CHANNEL_DATA = 93, 94
+_BULK = (_WINDOW_ADJUST, _CHANNEL_DATA)
 _HEADER = Struct(">IB")  # packet length, padding length
 _DATA_HEADER = Struct(">IBBII")  # packet length, padding length, CHANNEL_DATA, recipient channel, data length
 _DATA_FIELDS = Struct(
@@ -327,7 +328,7 @@ class PacketStream:
             padding, kind, channel, count = _DATA_FIELDS.unpack_from(plain)
             if padding < 4 or padding + 2 > size:
                 raise SSHException("packet with impossible padding")
-            if (kind == _CHANNEL_DATA or kind == _WINDOW_ADJUST) and self.data_may_flow:
+            if kind in _BULK and self.data_may_flow:
                 sink = self.sinks.get(channel)
                 if sink is not None:
                     if 10 + padding + (count if kind == _CHANNEL_DATA else 0) > size:

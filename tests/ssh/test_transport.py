@@ -22,7 +22,7 @@ from paramiko import Message
 
 from sftpmount.errors import ConnectionLost, HostKeyError, PolicyError, Unreachable
 from sftpmount.ssh.ciphers import Clear
-from sftpmount.ssh.hardened import aes_in_hardware
+from sftpmount.ssh.config import aes_in_hardware
 from sftpmount.ssh.kex import _GROUP18_PRIME, KexGexAtLeast
 from sftpmount.ssh.packetizer import Gather, PacketStream
 from sftpmount.ssh.policy import Policy, make_policy
