@@ -313,8 +313,9 @@ class FileCache:
         self.commits.remove(commit)
         if ok:
             self.committed(commit.extents)
-            if not self.recut:
+            if not self.recut and self.cut_to != commit.cut_later:
                 self.cut_to = commit.cut_later
+                self.changed()  # what is on its way may be from before the cut was made again
         self.request_ended.notify_all()
 
     def committed(self, ranges: Extents) -> None:
@@ -398,6 +399,13 @@ class FileCache:
         self.size = size
         self.changed()
 
+    def forget_cut(self) -> None:
+        """There is nothing to commit a cut with, or nobody to commit it for."""
+        self.cut_to = None
+        self.recut = False
+        for commit in self.commits:
+            commit.cut_later = None
+
     def _spoil_end(self) -> None:
         """The block at the end of the file is about to hold more than it does: a short clean block would be wrong."""
         self._clean.drop(self.file_id, self.size // BLOCK_BYTES)
@@ -443,8 +451,7 @@ class FileCache:
         self.buffers.clear()
         self.buffer_bytes = 0
         self.failure = None
-        self.cut_to = None
-        self.recut = False
+        self.forget_cut()
         self.distrust()
         self.request_ended.notify_all()
 

@@ -115,7 +115,9 @@ class Namespace:
         self._used: OrderedDict[Node, None] = OrderedDict()
         self.root = Node(ROOT_INO, root_attrs, clock() + lifetime_s)
         self._changes: Dict[Node, int] = {}
-        self._moved = 0  # the mark of the last rename of a directory: paths in older answers may mean another
+        # The mark of the last rename of a directory, since paths in older answers may mean another, or of the last change to
+        # a node that was forgotten since.
+        self._moved = 0
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -199,12 +201,15 @@ class Namespace:
             parent = self._walk(parent_path) or self._grow(parent_path)
             node = parent.children.get(name)
             current = max(self._changes.get(parent, 0), self._moved) < mark
+            if not current:
+                until = 0.0  # good for who asked; the name may have gone since
             if node is not None and (_same_type(node, attrs) or not current):
                 return self._take_in(node, attrs, until, mark) if self._moved < mark else node
             if node is not None:
                 self._unlink(parent, name)  # another client replaced it by something else
-            fresh = until if current else 0.0
-            return self._insert(parent, name, path, attrs, fresh)
+            elif not current:
+                parent.complete_until = 0.0  # it would show in the listing
+            return self._insert(parent, name, path, attrs, until)
 
     def told_absent(self, path: bytes, mark: int) -> None:
         """The server said that ``path`` does not exist, asked for at ``mark``."""
@@ -427,7 +432,8 @@ class Namespace:
         for child_name in list(node.children):
             self._unlink(node, child_name)
         self._used.pop(node, None)
-        self._changes.pop(node, None)
+        # Answers that are older than what we changed in it must not be taken in when it is met again.
+        self._moved = max(self._moved, node.changed, self._changes.pop(node, 0))
         if not node.pins:
             self._inos.discard(node.ino)
 

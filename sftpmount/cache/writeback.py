@@ -16,7 +16,6 @@ bytes are kept as long as someone has the file open for writing. Each open handl
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 import time
@@ -247,7 +246,7 @@ class WriteBack:
             with file.lock:
                 self.account(file)
 
-    def _flush_on(self, session: Session, file: FileCache, target: Extents, commit: bool) -> Attrs:
+    def _flush_on(self, session: Session, file: FileCache, target: Extents, commit: bool) -> Optional[Attrs]:
         with_fsync = commit and FSYNC in session.extensions
         self._cut_again(session, file)
         attrs = Attrs()
@@ -256,7 +255,7 @@ class WriteBack:
             committing = self._send_commit(session, file) if with_fsync else None
             with file.lock:
                 if not file.writers:
-                    raise FsError(errno.EBADF)
+                    return None  # the last of them was released meanwhile, which ended what there was to do
                 writer: RemoteFile = file.writers[0].borrow()
             try:
                 looking = self._remote.fstat_soon(writer, session)

@@ -297,10 +297,10 @@ class Filesystem:
             raise FsError(errno.EPERM)
         self.release(self.create(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
 
-    def unlink(self, path: bytes) -> None:
-        """Remove a file's or a symlink's name."""
+    def unlink(self, path: bytes) -> Optional[Node]:
+        """Remove a file's or a symlink's name; returns the node where it may have other names still."""
         if self._removed.forget(path):
-            return
+            return None
         node = self._ns.get(path)
         self._fresh_on_error(path, lambda: self._remote.unlink(self._far_path(path)))
         self._ns.removed(path)
@@ -310,6 +310,7 @@ class Filesystem:
             if not node.pins and not node.links and node.file is not None:
                 with node.file.lock:
                     node.file.distrust()
+        return node
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory."""
@@ -462,7 +463,7 @@ class Filesystem:
                 node.file.truncate(size)
                 node.file.growing_to = 0
                 if not can_commit or not node.file.writers:
-                    node.file.cut_to = None  # nothing to commit it with
+                    node.file.forget_cut()
                 node.file.is_now(None)
                 node.file.sent = True
                 node.file.mtime = None

@@ -228,7 +228,9 @@ class _Adapter(_Base):  # type: ignore[misc]
         return 0
 
     def unlink(self, path: bytes) -> int:
-        self._fs.unlink(path)
+        node = self._fs.unlink(path)
+        if node is not None:
+            self._show_to_other_links(node)
         return 0
 
     def rmdir(self, path: bytes) -> int:

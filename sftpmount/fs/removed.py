@@ -26,7 +26,7 @@ PREFIX = b".sftpmount-removed-"
 # How long the release of a file that was closed a moment ago may take to arrive.
 RELEASE_S = 0.03
 # How long after the first step of a replacement the second may take to arrive.
-REPLACE_S = 0.02
+REPLACE_S = 0.1
 
 
 def is_libfuse_name(path: bytes) -> bool:

@@ -1200,6 +1200,9 @@ class TestNames:
         for i in range(150):
             server.make(b"/home/%d" % i, bytes(i))
         assert len(names(fs)) == 150
+        wait_until(
+            lambda: server.count("CLOSE") == 1, WAIT_S, "the end of the listing, for which nobody waits"
+        )
         before = server.count()
         assert [fs.getattr(b"/%d" % i).size for i in range(150)] == list(range(150))
         assert refused(lambda: fs.getattr(b"/none")) == errno.ENOENT
