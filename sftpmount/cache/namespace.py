@@ -391,6 +391,7 @@ class Namespace:
                 grown += b"/" + name
                 found = node.children.get(name)
                 if found is None:
+                    node.complete_until = 0.0  # the listing did not have it: it is a guess
                     found = self._insert(node, name, grown, Attrs(mode=stat.S_IFDIR | 0o700), 0.0)
                 node = found
         return node
