@@ -44,6 +44,7 @@ class Node:
         "operation",
         "pins",
         "target",
+        "times_set",
     )
 
     def __init__(self, ino: int, attrs: Attrs, attrs_until: float) -> None:
@@ -56,6 +57,7 @@ class Node:
         self.absent: Dict[bytes, float] = {}
         self.complete_until = 0.0
         self.target: Optional[bytes] = None  # a symlink's target, where known
+        self.times_set = False  # by us, and not committed: a server that forgets may have older ones again
         self.aliased = False  # has or had several names: the kernel holds an inode for each
         self.pins = 0  # open handles: a pinned node is never forgotten
         self.file: Any = None  # cache.blocks.FileCache, made at the first open

@@ -190,12 +190,13 @@ class Filesystem:
         removed = self._removed.node_at(path)
         if removed is not None:
             return removed
-        try:
-            return self._known_or_asked(path)
-        except FsError as error:
-            if error.errno != errno.ENOENT or not self._removed.may_be_replaced(path):
-                raise
-            return self._known_or_asked(path)
+        while True:
+            asked_s = self._removed.now_s()
+            try:
+                return self._known_or_asked(path)
+            except FsError as error:
+                if error.errno != errno.ENOENT or not self._removed.may_be_replaced(path, asked_s):
+                    raise
 
     def _known_or_asked(self, path: bytes) -> Node:
         try:
@@ -420,6 +421,7 @@ class Filesystem:
             atime = known.atime if atime is None else atime
             mtime = known.mtime if mtime is None else mtime
         attrs = Attrs(atime=atime, mtime=mtime)
+        node.times_set = True
         self._set_attrs(path, node, attrs)
         self._ns.set_attrs(node, attrs)
         if node.file is not None:
@@ -503,13 +505,16 @@ class Filesystem:
         return handle
 
     def _open(self, path: bytes, pflags: int, writable: bool) -> Handle:
-        mark = self._ns.mark()
-        try:
-            remote, attrs = self._remote.open(self._far_path(path), pflags)
-        except FsError as error:
-            if error.errno in (errno.ENOENT, errno.EACCES):
-                self._ns.distrust_path(path)
-            raise
+        while True:
+            mark, asked_s = self._ns.mark(), self._removed.now_s()
+            try:
+                remote, attrs = self._remote.open(self._far_path(path), pflags)
+                break
+            except FsError as error:
+                if error.errno in (errno.ENOENT, errno.EACCES):
+                    self._ns.distrust_path(path)
+                if error.errno != errno.ENOENT or not self._removed.may_be_replaced(path, asked_s):
+                    raise
         node = self._removed.node_at(path) or self._ns.told(path, attrs, mark)
         return self._attach(node, remote, attrs, writable)
 
@@ -563,7 +568,7 @@ class Filesystem:
                 file.size = attrs.size or 0
                 file.validator = now
                 file.sent = False
-                file.committed_mtime = attrs.mtime or 0
+                file.committed_mtime = 0 if node.times_set else attrs.mtime or 0
             return trusted
 
     @staticmethod
@@ -623,6 +628,7 @@ class Filesystem:
             file.is_now((attrs.size, attrs.mtime))
             if not file.unsafe:
                 file.committed_mtime = attrs.mtime or 0
+                node.times_set = False
             file.mtime = None
         self._ns.set_attrs(node, Attrs(size=attrs.size, mtime=attrs.mtime))
         if short:

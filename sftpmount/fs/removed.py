@@ -46,7 +46,10 @@ class RemovedFiles:
         self._gone: Dict[
             bytes, Tuple[float, Node]
         ] = {}  # paths removed while open -> when, and what was there
-        self._coming: Set[bytes] = set()  # those of them that a rename is about to replace
+        self._coming: Set[bytes] = (
+            set()
+        )  # those of them that are being removed, or replaced by a rename, right now
+        self._replaced: Dict[bytes, float] = {}  # paths that were replaced -> when
         self._clock = clock
         self._nodes: Dict[bytes, Node] = {}  # libfuse's path -> node
         self._places: Dict[Node, bytes] = {}  # node -> the server's path, where the file has no other name
@@ -69,6 +72,31 @@ class RemovedFiles:
         self, names: Namespace, node: Node, far_old: bytes, old: bytes, far_new: bytes, new: bytes
     ) -> None:
         """libfuse renames ``old`` to ``new`` because ``node`` is open: take the name away, keep the file."""
+        self._begin(old, node)
+        try:
+            self._take_away(names, node, far_old, old, far_new, new)
+        except BaseException:
+            self.rename_ends(old)
+            raise
+        with self._returned:
+            self._gone[old] = (self._clock(), node)
+            self._coming.discard(old)
+            self._returned.notify_all()
+
+    def _begin(self, path: bytes, node: Node) -> None:
+        """From before the server knows: whoever finds the name gone is to find it here."""
+        with self._returned:
+            now = self._clock()
+            for old in [each for each, (since, _) in self._gone.items() if since < now - 1.0]:
+                if old not in self._coming:
+                    del self._gone[old]
+            self._replaced = {each: when for each, when in self._replaced.items() if when > now - 60.0}
+            self._gone[path] = (now, node)
+            self._coming.add(path)
+
+    def _take_away(
+        self, names: Namespace, node: Node, far_old: bytes, old: bytes, far_new: bytes, new: bytes
+    ) -> None:
         place: Optional[bytes] = None
         if len(node.links) > 1 or self._is_being_released(node):
             self._remote.unlink(far_old)
@@ -90,11 +118,6 @@ class RemovedFiles:
         if place is None and not node.pins and not node.links and node.file is not None:
             with node.file.lock:
                 node.file.distrust()  # nobody can ask for its bytes again
-        with self._returned:
-            now = self._clock()
-            for path in [path for path, (since, _) in self._gone.items() if since < now - 1.0]:
-                del self._gone[path]
-            self._gone[old] = (now, node)
         if place is not None and node.file is not None:
             with node.file.lock:
                 for handle in node.file.handles:
@@ -122,19 +145,26 @@ class RemovedFiles:
             with self._returned:
                 self._coming.discard(path)
                 self._gone.pop(path, None)
+                self._replaced[path] = self._clock()
                 self._returned.notify_all()
 
-    def may_be_replaced(self, path: bytes) -> bool:
+    def now_s(self) -> float:
+        """What ``may_be_replaced`` counts by."""
+        return self._clock()
+
+    def may_be_replaced(self, path: bytes, asked_s: float) -> bool:
         """True, after a wait, where ``path`` seemed absent only because libfuse replaces an open file in two steps.
+
+        ``asked_s``: when the answer was asked for; the second step may have come and gone since.
 
         To POSIX a rename over an open file is one step; to libfuse it is this module's ``remove`` and then the rename.
         Whoever looks between the two waits for the second, or long enough to know that there is none.
         """
         with self._returned:
             if path not in self._gone:
-                return False
-            since, _ = self._gone[path]
+                return self._replaced.get(path, asked_s - 1.0) >= asked_s
             while path in self._gone:
+                since, _ = self._gone[path]
                 remaining_s = since + REPLACE_S - self._clock()
                 if path not in self._coming and remaining_s <= 0:
                     return False
