@@ -1042,6 +1042,32 @@ class TestLoss:
         assert server.disk(b"/home/f") == b"abc"
         fs.release(handle)
 
+    def test_two_handles_that_go_at_once_do_not_leave_the_bytes_to_each_other(
+        self, server: FakeServer, mount: Mount
+    ) -> None:
+        fs = mount(server, commit="fsync")
+        first, second = fs.create(b"/f", NEW, 0o644), fs.open(b"/f", RW)
+        fs.write(first, b"abc", 0)
+        together = threading.Barrier(2)
+        original = fs._release_last
+
+        def at_once(handle: Handle) -> None:
+            together.wait(WAIT_S)
+            original(handle)
+
+        release, both_flushed = fs._release, threading.Barrier(2)
+
+        def after_both(handle: Handle) -> None:
+            both_flushed.wait(WAIT_S)
+            release(handle)
+
+        fs._release_last = at_once  # type: ignore[method-assign]
+        fs._release = after_both  # type: ignore[method-assign]
+        fs.release(first)
+        fs.release(second)
+        assert fs.drain() == []
+        assert server.disk(b"/home/f") == b"abc"
+
     def test_times_set_before_close_survive_a_loss(self, server: FakeServer, fs: Filesystem) -> None:
         """tar sets the times of a file that is still open."""
         handle = fs.create(b"/f", NEW, 0o644)
