@@ -259,8 +259,16 @@ def _replace_target(base: str, index: int, turn: int) -> None:
 
 
 def _look_at_target(base: str) -> int:
-    """Once there, the target is there at every look, and is one writer's work from first to last byte."""
-    with open(f"{base}/target", "rb") as file:
+    """Once there, the target is there at every look, and is one writer's work from first to last byte.
+
+    Two looks: libfuse 2 answers an open by itself, with ENOENT, when the file that the kernel had found under the name lost its
+    last name and its last handle while the request was on its way. What comes then finds the new file.
+    """
+    try:
+        descriptor = os.open(f"{base}/target", os.O_RDONLY)
+    except FileNotFoundError:
+        descriptor = os.open(f"{base}/target", os.O_RDONLY)
+    with os.fdopen(descriptor, "rb") as file:
         body = file.read()
         size = os.fstat(file.fileno()).st_size
     lines = set(body.splitlines())
