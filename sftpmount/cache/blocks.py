@@ -150,6 +150,7 @@ class FileCache:
         self.buffers: Dict[int, Buffer] = {}
         self.buffer_bytes = 0
         self.requests_in_flight = 0
+        self.discards = 0  # how often unsafe bytes were given up
         self.commits: List[Commit] = []  # what each fsync on its way will make clean
         self.failure: Optional[StatusError] = None  # why the server refused bytes that are dirty still
         self.handles: List[Teller] = []  # every open handle: each hears of a failure once
@@ -446,6 +447,7 @@ class FileCache:
 
     def discard(self) -> None:
         """Give up what could not be stored: the last writer has gone, and was told."""
+        self.discards += 1
         for ranges in (self.dirty, self.written, self.valid):
             ranges.clear()
         self.buffers.clear()

@@ -16,6 +16,7 @@ bytes are kept as long as someone has the file open for writing. Each open handl
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -233,11 +234,15 @@ class WriteBack:
             # What was acknowledged already still changed the server's size and time.
             if not target and not file.recut and not file.sent and not (commit and file.unsafe):
                 return None
+            discards = file.discards
             file.failure = (
                 None  # this is the retry that may clear it: the bytes are all sent again, or it fails anew
             )
         try:
-            return self._remote.run(lambda session: self._flush_on(session, file, target, commit))
+            attrs = self._remote.run(lambda session: self._flush_on(session, file, target, commit))
+            if file.discards != discards:
+                raise FsError(errno.EIO, "the last writer has gone, and what it could not store with it")
+            return attrs
         except StatusError as status:
             with file.lock:
                 file.refused(status)

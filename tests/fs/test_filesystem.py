@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 import threading
@@ -1040,6 +1041,42 @@ class TestLoss:
         sender.join(WAIT_S)
         fsync.join(WAIT_S)
         assert server.disk(b"/home/f") == b"abc"
+        fs.release(handle)
+
+    def test_an_fsync_does_not_succeed_because_the_writer_gave_up(
+        self, server: FakeServer, mount: Mount
+    ) -> None:
+        """A reader waits in fsync while the only writer goes, and its bytes with it."""
+        fs = mount(server, commit="fsync")
+        writer, reader = fs.create(b"/f", NEW, 0o644), fs.open(b"/f", os.O_RDONLY)
+        fs.write(writer, b"abc", 0)
+        original = fs.writeback._flush_on
+
+        def overtaken(*arguments: Any) -> Any:
+            if writer.remote in writer.file.writers:
+                fs._release(writer)
+            return original(*arguments)
+
+        fs.writeback._flush_on = overtaken  # type: ignore[method-assign]
+        assert refused(lambda: fs.fsync(reader)) == errno.EIO
+        fs.release(reader)
+
+    def test_a_flush_ends_though_its_bytes_are_written_again_and_again(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
+        handle = fs.create(b"/f", NEW, 0o644)
+        fs.write(handle, b"0" * 8, 0)
+        original = fs._remote.fstat_soon
+        turns = itertools.count(1)
+
+        def written_again(*arguments: Any) -> Any:
+            fs.write(handle, b"%d" % (next(turns) % 10) * 8, 0)
+            return original(*arguments)
+
+        fs._remote.fstat_soon = written_again  # type: ignore[method-assign]
+        fs.fsync(handle)
+        assert server.disk(b"/home/f") in [b"%d" % n * 8 for n in range(10)]
+        fs._remote.fstat_soon = original  # type: ignore[method-assign]
         fs.release(handle)
 
     def test_two_handles_that_go_at_once_do_not_leave_the_bytes_to_each_other(
