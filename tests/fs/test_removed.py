@@ -1,0 +1,97 @@
+"""Files that libfuse replaces in two steps: whoever looks or opens meanwhile finds the old file or the new one, never none."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, Callable
+
+import pytest
+
+from sftp.fake_server import FakeServer, Fault, named
+from sftpmount.errors import FsError
+from sftpmount.fs.filesystem import Filesystem
+
+WAIT_S = 20.0
+HIDDEN = b"/.fuse_hidden0000000100000001"
+
+Look = Callable[[Filesystem], int]
+
+
+def stat_size(fs: Filesystem) -> int:
+    return fs.getattr(b"/f").size
+
+
+def open_size(fs: Filesystem) -> int:
+    handle = fs.open(b"/f", os.O_RDONLY)
+    try:
+        return handle.file.size
+    finally:
+        fs.release(handle)
+
+
+LOOKS = [pytest.param(stat_size, "lstat", id="stat"), pytest.param(open_size, "open", id="open")]
+
+
+@pytest.fixture
+def replacing(server: FakeServer, fs: Filesystem) -> Callable[[], None]:
+    """/f is open, 3 bytes long, and a call replaces it by 5 bytes as libfuse does."""
+    server.make(b"/home/f", b"old")
+    server.make(b"/home/new", b"newer")
+    fs.open(b"/f", os.O_RDONLY)
+    fs.getattr(b"/new")
+
+    def replace() -> None:
+        fs.rename(b"/f", HIDDEN)
+        fs.rename(b"/new", b"/f")
+
+    return replace
+
+
+@pytest.mark.parametrize("look, request_name", LOOKS)
+def test_the_second_step_comes_before_the_answer(
+    fs: Filesystem, replacing: Callable[[], None], look: Look, request_name: str
+) -> None:
+    """The server was asked between the steps; when its answer is judged, the replacement is over."""
+    original = getattr(fs._remote, request_name)
+    asked = []
+
+    def overtaken(*arguments: Any) -> Any:
+        if asked:
+            return original(*arguments)
+        asked.append(True)
+        fs.rename(b"/f", HIDDEN)
+        try:
+            return original(*arguments)
+        finally:
+            fs.rename(b"/new", b"/f")
+
+    fs._ns.distrust_path(b"/f")
+    setattr(fs._remote, request_name, overtaken)
+    assert look(fs) == 5
+    assert asked
+
+
+@pytest.mark.parametrize("look, request_name", LOOKS)
+def test_the_first_step_is_on_its_way(
+    server: FakeServer, fs: Filesystem, replacing: Callable[[], None], look: Look, request_name: str
+) -> None:
+    """The server has taken the name away already, and we have not heard of it yet."""
+    hold = server.arm(Fault("hold", named("posix-rename")))
+    replacement = threading.Thread(target=replacing)
+    replacement.start()
+    assert hold.fired.wait(WAIT_S)
+    fs._ns.distrust_path(b"/f")
+    sizes = []
+    looking = threading.Thread(target=lambda: sizes.append(look(fs)))
+    looking.start()
+    hold.release()
+    replacement.join(WAIT_S)
+    looking.join(WAIT_S)
+    assert sizes in ([3], [5])
+
+
+def test_what_is_only_removed_is_absent(fs: Filesystem, replacing: Callable[[], None]) -> None:
+    fs.rename(b"/f", HIDDEN)
+    with pytest.raises(FsError, match="No such file"):
+        fs.getattr(b"/f")
