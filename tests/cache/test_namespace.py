@@ -283,6 +283,46 @@ class TestOwnChanges:
         assert numbers.pop() > ROOT_INO
 
 
+class TestLateAnswers:
+    """Asked for before a change of ours, and here after it."""
+
+    def test_two_of_them_do_not_bring_a_removed_name_back(self, ns: Namespace) -> None:
+        ns.created(b"/a", regular(1))
+        first, second = ns.mark(), ns.mark()
+        ns.removed(b"/a")
+        ns.told(b"/a", regular(1), first)
+        ns.told(b"/a", regular(1), second)
+        assert seen(ns, b"/a") == "ask"
+
+    def test_they_do_not_stand_in_a_complete_listing(self, ns: Namespace) -> None:
+        list_in(ns, b"/", a=regular(1))
+        mark = ns.mark()
+        ns.removed(b"/a")
+        ns.told(b"/a", regular(1), mark)
+        assert ns.listing(b"/") is None
+
+    def test_nor_does_the_directory_they_are_about(self, ns: Namespace) -> None:
+        list_in(ns, b"/", d=DIR)
+        told(ns, b"/d/a", regular(1))
+        mark = ns.mark()
+        ns.removed(b"/d/a")
+        ns.removed(b"/d")
+        ns.told(b"/d/a", regular(1), mark)
+        assert ns.listing(b"/") is None
+
+    def test_nor_are_they_believed_where_the_directory_was_forgotten_meanwhile(self, clock: Clock) -> None:
+        ns = make(clock, entries_max=4)
+        ns.created(b"/d", DIR, complete=True)
+        ns.created(b"/d/a", regular(1))
+        mark = ns.mark()
+        ns.removed(b"/d/a")
+        list_in(ns, b"/e", **{f"f{i}": regular(1) for i in range(8)})
+        list_in(ns, b"/", e=DIR)
+        assert ns.get(b"/d") is None, "forgotten"
+        ns.told(b"/d/a", regular(1), mark)
+        assert seen(ns, b"/d/a") == "ask"
+
+
 class TestHardLinks:
     def test_names_of_one_file_are_one_node(self, ns: Namespace) -> None:
         node = ns.created(b"/a", regular(1))
