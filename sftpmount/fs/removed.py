@@ -27,6 +27,8 @@ PREFIX = b".sftpmount-removed-"
 RELEASE_S = 0.03
 # How long after the first step of a replacement the second may take to arrive.
 REPLACE_S = 0.1
+# How long a removal or a replacement is remembered, for answers that were asked for before it.
+REMEMBER_S = 60.0
 
 
 def is_libfuse_name(path: bytes) -> bool:
@@ -46,9 +48,8 @@ class RemovedFiles:
         self._gone: Dict[
             bytes, Tuple[float, Node]
         ] = {}  # paths removed while open -> when, and what was there
-        self._coming: Set[bytes] = (
-            set()
-        )  # those of them that are being removed, or replaced by a rename, right now
+        # Those of them that are being removed, or replaced by a rename, right now.
+        self._coming: Set[bytes] = set()
         self._replaced: Dict[bytes, float] = {}  # paths that were replaced -> when
         self._clock = clock
         self._nodes: Dict[bytes, Node] = {}  # libfuse's path -> node
@@ -87,10 +88,10 @@ class RemovedFiles:
         """From before the server knows: whoever finds the name gone is to find it here."""
         with self._returned:
             now = self._clock()
-            for old in [each for each, (since, _) in self._gone.items() if since < now - 1.0]:
+            for old in [each for each, (since, _) in self._gone.items() if since < now - REMEMBER_S]:
                 if old not in self._coming:
                     del self._gone[old]
-            self._replaced = {each: when for each, when in self._replaced.items() if when > now - 60.0}
+            self._replaced = {each: when for each, when in self._replaced.items() if when > now - REMEMBER_S}
             self._gone[path] = (now, node)
             self._coming.add(path)
 
@@ -155,10 +156,9 @@ class RemovedFiles:
     def may_be_replaced(self, path: bytes, asked_s: float) -> bool:
         """True, after a wait, where ``path`` seemed absent only because libfuse replaces an open file in two steps.
 
-        ``asked_s``: when the answer was asked for; the second step may have come and gone since.
-
         To POSIX a rename over an open file is one step; to libfuse it is this module's ``remove`` and then the rename.
-        Whoever looks between the two waits for the second, or long enough to know that there is none.
+        Whoever looks between the two waits for the second, or long enough to know that there is none. ``asked_s`` is when
+        the answer was asked for: the second step may have come and gone since.
         """
         with self._returned:
             if path not in self._gone:
