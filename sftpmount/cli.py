@@ -177,11 +177,7 @@ def _serve(filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], Non
         ready()
 
     def unstored() -> List[str]:
-        held = [
-            file.writers[0].path if file.writers else b"a closed file"
-            for file in filesystem.writeback.files()
-        ]
-        return [os.fsdecode(path) + ": interrupted" for path in held]
+        return [os.fsdecode(path) + ": interrupted" for path in filesystem.unstored()]
 
     try:
         return daemon.supervise(

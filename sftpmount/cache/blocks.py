@@ -161,19 +161,30 @@ class FileCache:
         # again, so what is not held above it is not asked for: it is a hole. ``recut`` says that the server may have
         # forgotten: the cut is to be made again before anything is sent.
         self.cut_to: Optional[int] = None
-        self.growing_to = 0  # the size that a truncation on its way asks for
+        self.truncating_to: Optional[int] = None  # what a truncation on its way asks for
         self.recut = False
         # The server's (size, mtime) that the clean bytes belong to; None while ours are the newer ones.
         self.validator: Optional[Version] = None
-        self.sent = False  # something was sent since the validator was taken
-        self.committed_mtime = (
-            0  # the server's can only be younger, even after it forgot what was not committed
-        )
+        # How often something was sent that changes the server's size or mtime, and how often when the validator was true.
+        self.sends = 0
+        self._sends_known = 0
+        self.times_set = False  # by us, and not committed: a server that forgets may have older ones again
+        # The server's mtime can only be younger, even after it forgot what was not committed.
+        self.committed_mtime = 0
         self.touched_s = 0.0  # clock of the last write, for write-back by age
         self.mtime: Optional[int] = (
             None  # what stat shows while the server's is not yet that of our last write
         )
         self._clean = clean
+
+    def __str__(self) -> str:
+        """What is known of the file, for the log."""
+        return (
+            f"size {self.size}, the server's (size, mtime) {self.validator}, sent since {self.sent}, times set "
+            f"{self.times_set}, committed mtime {self.committed_mtime}, cut to {self.cut_to}, truncating to "
+            f"{self.truncating_to}, dirty {self.dirty.total}, in flight "
+            f"{self.in_flight.total}, written {self.written.total}, {len(self.writers)} writers"
+        )
 
     @property
     def unsafe(self) -> bool:
@@ -184,6 +195,11 @@ class FileCache:
     def unsent(self) -> bool:
         """True while any byte is not acknowledged by the server."""
         return bool(self.dirty or self.in_flight)
+
+    @property
+    def sent(self) -> bool:
+        """True while something was sent since the validator was taken."""
+        return self.sends != self._sends_known
 
     @property
     def authoritative(self) -> bool:
@@ -258,7 +274,7 @@ class FileCache:
         self.leaving.add(start, end)
         self.dirty.remove(start, end)
         self.requests_in_flight += 1
-        self.sent = True
+        self.sends += 1
         parts = []
         for index in block_range(start, end):
             base = index * BLOCK_BYTES
@@ -268,6 +284,7 @@ class FileCache:
     def left(self, start: int, end: int) -> None:
         """The request for ``[start, end)`` is with the session: an fsync that is sent from now on comes behind it."""
         self.leaving.remove(start, end)
+        self.request_ended.notify_all()
 
     def acknowledged(self, start: int, end: int, *, durable: bool) -> None:
         """A WRITE ended well. ``durable``: there is no fsync to wait for, the bytes are as safe as this server makes them."""
@@ -417,12 +434,27 @@ class FileCache:
         for read in self.reads:
             read.stale = True
 
+    def believe(self, version: Optional[Version]) -> None:
+        """What is cached from now on belongs to this version of the server's file."""
+        self.validator = version
+        self._sends_known = self.sends
+
     def is_now(self, version: Optional[Version]) -> None:
         """What the server has is what we made of it: the handles that are open go on with it."""
-        self.validator = version
-        self.sent = False
+        self.believe(version)
         for handle in self.handles:
             handle.remote.seen = version
+
+    def stored(self, version: Version, sends: int) -> bool:
+        """The server said this after our request number ``sends``: True where that is how the file is now."""
+        if self.unsent or sends != self.sends or self.truncating_to is not None:
+            return False  # another thread has sent more, and will ask
+        self.is_now(version)
+        self.mtime = None
+        if not self.unsafe:
+            self.committed_mtime = version[1] or 0
+            self.times_set = False
+        return True
 
     def is_stale(self, seen: Optional[Version]) -> bool:
         """True where a handle that was opened at ``seen`` would read another client's file now."""
@@ -431,11 +463,20 @@ class FileCache:
 
     def may_be(self, size: Optional[int], mtime: Optional[int]) -> bool:
         """True where the server's file of that size and mtime can be the one that we have open."""
+        if self.times_set:
+            mtime = None
         if not self.sent and not self.authoritative and not self.unsafe:
-            return self.validator is None or self.validator == (size, mtime)
+            return self.validator is None or self.validator == (
+                size,
+                self.validator[1] if mtime is None else mtime,
+            )
         known = self.validator[0] if self.validator is not None else None
         # A cut that the server forgot leaves it with more than we know of.
-        if size is not None and self.cut_to is None and size > max(self.size, known or 0, self.growing_to):
+        if (
+            size is not None
+            and self.cut_to is None
+            and size > max(self.size, known or 0, self.truncating_to or 0)
+        ):
             return False
         return mtime is None or mtime >= self.committed_mtime
 

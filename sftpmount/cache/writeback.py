@@ -224,7 +224,8 @@ class WriteBack:
     def flush(self, file: FileCache, *, commit: bool) -> Optional[Attrs]:
         """Store what is unsent now and, with ``commit``, what is uncommitted; then the server's attributes.
 
-        Returns None where there was nothing to do. Raises FsError with the errno of the first failure.
+        Returns None where there was nothing to do, empty attributes where another thread has sent more meanwhile. Raises
+        FsError with the errno of the first failure.
         """
         with file.lock:
             target = Extents(file.dirty)
@@ -254,9 +255,13 @@ class WriteBack:
     def _flush_on(self, session: Session, file: FileCache, target: Extents, commit: bool) -> Optional[Attrs]:
         with_fsync = commit and FSYNC in session.extensions
         self._cut_again(session, file)
-        attrs = Attrs()
         for _ in range(PASSES_MAX):
             self._send(session, file)
+            with file.lock:
+                # What another thread has taken must leave before the questions that are to cover it.
+                while any(file.leaving.overlaps(*span) for span in target):
+                    file.request_ended.wait()
+                sends = file.sends
             committing = self._send_commit(session, file) if with_fsync else None
             with file.lock:
                 if not file.writers:
@@ -277,11 +282,15 @@ class WriteBack:
             with file.lock:
                 if file.failure is not None:
                     raise file.failure
+                is_true = file.stored((attrs.size, attrs.mtime), sends)
+                if is_true and attrs.size is not None and attrs.size < file.size:
+                    log.error("the server has %d bytes of %r: %s", attrs.size, writer.path, file)
+                    raise FsError(errno.EIO, "the server has less than it acknowledged")
                 again = any(file.dirty.overlaps(*span) for span in target)
                 again = again or (with_fsync and any(file.written.overlaps(*span) for span in target))
             if not again:
                 break
-        return attrs
+        return attrs if is_true else Attrs()
 
     def _cut_again(self, session: Session, file: FileCache) -> None:
         """The server may have forgotten a truncation: make it again, before the bytes that were written after it."""

@@ -10,31 +10,23 @@ rename and unlink always go to the server. What this mount writes it sees at onc
 from __future__ import annotations
 
 import errno
-import itertools
 import logging
 import os
 import stat
-import threading
 import time
 from typing import Callable, Dict, List, Optional, Tuple
 
-from ..cache.blocks import CleanBlocks, FileCache
-from ..cache.fetch import Fetcher
+from ..cache.blocks import FileCache
 from ..cache.namespace import Absent, Namespace, Node
-from ..cache.readahead import Pattern
-from ..cache.writeback import WriteBack
 from ..errors import FsError, RemoteDirectoryError
 from ..sftp import wire
 from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote
-from ..sftp.remote_file import RemoteFile
 from ..sftp.wire import Attrs
+from .files import Files
 from .handles import Handle, Stat, pflags_of
 from .removed import RemovedFiles, is_libfuse_name
 
 log = logging.getLogger(__name__)
-
-# Two seconds: SFTP v3 times are whole seconds, so what was written within the second of a look cannot be told from it.
-RACY_S = 2
 
 # What libfuse shows for an inode number that nobody asked for; 0 would make readdir(3) skip the name.
 UNKNOWN_INO = 0xFFFFFFFF
@@ -62,28 +54,36 @@ class Filesystem:
     ) -> None:
         self._remote = remote
         self._root = root
-        self._commit_on_close = commit == "close"
         self.lifetime_s = dir_cache_timeout_s
-        self._entries_max = entries_max
-        self._read_ahead_bytes_max = min(read_ahead_bytes_max, cache_bytes_max // 4)
         self._idmap_user = idmap_user
         self._local = (
             os.getuid() if local_uid is None else local_uid,
             os.getgid() if local_gid is None else local_gid,
         )
         self._far: Tuple[Optional[int], Optional[int]] = (None, None)
-        self._clock = clock
-        self._wall = wall
-        self._clean = CleanBlocks(cache_bytes_max)
-        self._fetcher = Fetcher(remote, self._clean)
-        self.writeback = WriteBack(remote, dirty_bytes_max=dirty_bytes_max, clock=clock)
-        self._file_ids = itertools.count(1)
-        self._names: Optional[Namespace] = None
-        self._releasing = threading.Lock()  # guards _release_threads
-        self._release_threads: List[threading.Thread] = []
-        self.not_stored: List[str] = []  # "path: reason" of what nobody could be told about
-        self._removed = RemovedFiles(remote, root)
-        remote.on_lost = self.writeback.lost
+        self._ns = Namespace(
+            Attrs(mode=stat.S_IFDIR | 0o755),
+            lifetime_s=dir_cache_timeout_s,
+            entries_max=entries_max,
+            clock=clock,
+            wall=wall,
+        )
+        self._removed = RemovedFiles(remote)
+        self.files = Files(
+            remote,
+            self._ns,
+            self._removed,
+            commit_on_close=commit == "close",
+            cache_bytes_max=cache_bytes_max,
+            dirty_bytes_max=dirty_bytes_max,
+            read_ahead_bytes_max=read_ahead_bytes_max,
+            clock=clock,
+            wall=wall,
+        )
+        # What happens in open files is theirs alone.
+        self.read, self.write, self.append = self.files.read, self.files.write, self.files.append
+        self.flush, self.fsync, self.release = self.files.flush, self.files.fsync, self.files.release
+        self.drain, self.unstored = self.files.drain, self.files.unstored
 
     # -- life -----------------------------------------------------------------------------------------------------------
 
@@ -109,16 +109,8 @@ class Filesystem:
                 f"The directory {shown} cannot be mounted: the server says {error.strerror!r}; "
                 "create it there, or check its name and permissions."
             ) from None
-        self._removed = RemovedFiles(self._remote, self._root)
-        if attrs.mode is None:
-            attrs = attrs._replace(mode=stat.S_IFDIR | 0o755)
-        self._names = Namespace(
-            attrs,
-            lifetime_s=self.lifetime_s,
-            entries_max=self._entries_max,
-            clock=self._clock,
-            wall=self._wall,
-        )
+        self._removed.root = self._root
+        self._ns.told(b"/", attrs, self._ns.mark())
         if not self._remote.has(FSYNC):
             log.warning(
                 "this server has no fsync@openssh.com: stored means received by the server, not written to its disk"
@@ -135,33 +127,9 @@ class Filesystem:
             ],
         }
 
-    def drain(self) -> List[str]:
-        """Store everything still held. Returns "path: reason" for each file that could not be stored."""
-        while True:
-            with self._releasing:
-                thread = self._release_threads[0] if self._release_threads else None
-            if thread is None:
-                break
-            thread.join()
-        lost = list(self.not_stored)
-        for node in self._ns.open_nodes():
-            if node.file is None or not node.file.unsafe:
-                continue
-            try:
-                self.writeback.flush(node.file, commit=True)
-            except FsError as error:
-                path = self._ns.path_of(node) or b"(removed)"
-                lost.append(f"{path.decode('utf-8', 'backslashreplace')}: {error.strerror}")
-        return lost
-
     def close(self) -> None:
         """Stop the background work. What was not drained is given up."""
-        self.writeback.close()
-
-    @property
-    def _ns(self) -> Namespace:
-        assert self._names is not None, "start() comes first"
-        return self._names
+        self.files.close()
 
     def _far_path(self, path: bytes) -> bytes:
         if path == b"/":
@@ -214,7 +182,7 @@ class Filesystem:
                 self._ns.told_absent(path, mark)
             raise
         node = self._ns.told(path, attrs, mark)
-        self._revalidate(node)
+        self.files.revalidate(node)
         return node
 
     def stat_of(self, node: Node) -> Stat:
@@ -416,25 +384,23 @@ class Filesystem:
         if atime is None or mtime is None:
             known = node.attrs
             if known.mtime is None or (node.file is not None and node.file.authoritative):
-                self._store(node)
+                self.files.store(node)
                 known = self._remote.lstat(self._far_path(path))
             atime = known.atime if atime is None else atime
             mtime = known.mtime if mtime is None else mtime
         attrs = Attrs(atime=atime, mtime=mtime)
-        node.times_set = True
-        self._set_attrs(path, node, attrs)
-        self._ns.set_attrs(node, attrs)
-        if node.file is not None:
-            with node.file.lock:
-                if node.file.validator is not None:
-                    node.file.is_now((node.file.validator[0], mtime))
-                node.file.committed_mtime = 0  # it may be set to the past
+        with node.operation:
+            self._set_attrs(path, node, attrs)
+            self._ns.set_attrs(node, attrs)
+            self.files.times_are_set(node, mtime)
         return node
 
     def _set_attrs(self, path: bytes, node: Node, attrs: Attrs) -> None:
         with node.operation:
             # A write that arrives after a chmod may be refused, one after a utimens changes the time again.
-            self._store(node)
+            self.files.store(node)
+            if attrs.mtime is not None:
+                self.files.times_will_be_set(node)
             self._remote.setstat(self._far_path(path), attrs, is_symlink=node.is_symlink)
 
     def truncate(self, path: Optional[bytes], size: int, handle: Optional[Handle] = None) -> Node:
@@ -447,42 +413,15 @@ class Filesystem:
             if node.is_dir:
                 raise FsError(errno.EISDIR)
         with node.operation:
-            self._store(node)
-            if node.file is not None:
-                node.file.growing_to = size
-            if handle is not None:
-                self._remote.fsetstat(handle.remote, Attrs(size=size))
-            else:
-                assert path is not None
-                self._remote.setstat(self._far_path(path), Attrs(size=size))
-            self._changed_size(node, size)
+            self.files.store(node)
+            with self.files.truncating(node, size):
+                if handle is not None:
+                    self._remote.fsetstat(handle.remote, Attrs(size=size))
+                else:
+                    assert path is not None
+                    self._remote.setstat(self._far_path(path), Attrs(size=size))
+                self.files.changed_size(node, size)
         return node
-
-    def _changed_size(self, node: Node, size: int) -> None:
-        if node.file is not None:
-            can_commit = self._remote.has(FSYNC)
-            with node.file.lock:
-                node.file.truncate(size)
-                node.file.growing_to = 0
-                if not can_commit or not node.file.writers:
-                    node.file.forget_cut()
-                node.file.is_now(None)
-                node.file.sent = True
-                node.file.mtime = None
-            self.writeback.account(node.file)
-        self._ns.set_attrs(node, Attrs(size=size, mtime=int(self._wall())))
-        if node.file is None or not node.file.writers:
-            self._ns.distrust(node)  # the mtime is the server's to tell
-
-    def _store(self, node: Node) -> None:
-        """Send what is unsent of a node, and wait for it; where close would commit it, commit it.
-
-        What is committed is never sent again, so the attributes that are set next stay as they are set.
-        """
-        if node.file is not None and node.file.unsafe:
-            attrs = self.writeback.flush(node.file, commit=self._commit_on_close)
-            if attrs is not None:
-                self._stored(node, attrs)
 
     # -- files --------------------------------------------------------------------------------------------------------
 
@@ -495,12 +434,13 @@ class Filesystem:
             handle = self._open(path, pflags, writable)
         elif node is None:
             handle = self._open(path, pflags, writable)
-            self._changed_size(handle.node, 0)
+            self.files.changed_size(handle.node, 0)
         else:
             with node.operation:
-                self._store(node)
-                handle = self._open(path, pflags, writable)
-                self._changed_size(handle.node, 0)
+                self.files.store(node)
+                with self.files.truncating(node, 0):
+                    handle = self._open(path, pflags, writable)
+                    self.files.changed_size(handle.node, 0)
         handle.appends = bool(flags & os.O_APPEND)
         return handle
 
@@ -516,7 +456,7 @@ class Filesystem:
                 if error.errno != errno.ENOENT or not self._removed.may_be_replaced(path, asked_s):
                     raise
         node = self._removed.node_at(path) or self._ns.told(path, attrs, mark)
-        return self._attach(node, remote, attrs, writable)
+        return self.files.attach(node, remote, attrs, writable)
 
     def create(self, path: bytes, flags: int, mode: int) -> Handle:
         """Create and open a file; with O_EXCL it fails with EEXIST where the name is taken."""
@@ -527,170 +467,14 @@ class Filesystem:
             self._ns.distrust_path(path)
             raise
         node = self._ns.created(path, attrs)
-        handle = self._attach(node, remote, attrs, flags & os.O_ACCMODE != os.O_RDONLY)
+        handle = self.files.attach(node, remote, attrs, flags & os.O_ACCMODE != os.O_RDONLY)
         if pflags & wire.FXF_TRUNC and not pflags & wire.FXF_EXCL:
-            self._changed_size(node, 0)  # it may have been there after all
+            self.files.changed_size(node, 0)  # it may have been there after all
         remote.mode = None if attrs.mode is None else stat.S_IMODE(attrs.mode)
         handle.appends = bool(flags & os.O_APPEND)
         return handle
 
-    def _attach(self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool) -> Handle:
-        self._ns.pin(node)
-        with node.operation:
-            if node.file is None:
-                node.file = FileCache(next(self._file_ids), attrs.size or 0, self._clean)
-            file: FileCache = node.file
-            trusted = self._revalidate(node)
-            handle = Handle(node, file, remote, writable, Pattern(self._read_ahead_bytes_max))
-            # The kernel caches each name of a hard link by itself: what was written through another is not in it.
-            handle.trusted = trusted and not node.aliased
-            with file.lock:
-                remote.seen = file.validator
-                file.handles.append(handle)
-                if writable:
-                    file.writers.append(remote)
-        remote.verify = lambda now: self._verify_reopened(file, now)
-        return handle
-
-    def _revalidate(self, node: Node) -> bool:
-        """The node's attributes are new: are the bytes we hold of it still true? Drops them where they may not be."""
-        file: Optional[FileCache] = node.file
-        attrs = node.attrs  # not the reply's: the namespace has sorted out which is newer
-        if file is None:
-            return False
-        with file.lock:
-            if file.authoritative or file.unsafe:
-                return True  # ours are the newest
-            now = (attrs.size, attrs.mtime)
-            trusted = file.validator == now and (attrs.mtime or 0) < self._wall() - RACY_S
-            if not trusted:
-                file.distrust()
-                file.size = attrs.size or 0
-                file.validator = now
-                file.sent = False
-                file.committed_mtime = 0 if node.times_set else attrs.mtime or 0
-            return trusted
-
-    @staticmethod
-    def _verify_reopened(file: FileCache, now: Attrs) -> None:
-        """After a reconnect: the same file, as far as SFTP can tell."""
-        with file.lock:
-            if not file.may_be(now.size, now.mtime):
-                raise FsError(errno.ESTALE, "another file has taken its name")
-
-    def read(self, handle: Handle, size: int, offset: int) -> bytes:
-        """At most ``size`` bytes at ``offset``, fewer only at the end of the file."""
-        return self._fetcher.read(handle.file, handle.remote, handle.pattern, offset, size)
-
-    def write(self, handle: Handle, data: bytes, offset: int) -> int:
-        """Take ``data`` in; it is stored by close() or fsync() at the latest. Returns its length."""
-        self.writeback.write(handle.file, handle, offset, data)
-        handle.file.mtime = int(self._wall())
-        return len(data)
-
-    def append(self, handle: Handle, data: bytes) -> int:
-        """Take ``data`` in at the end of the file, as this mount knows it."""
-        with handle.node.operation:
-            return self.write(handle, data, handle.file.size)
-
-    def flush(self, handle: Handle) -> None:
-        """close(2) of one descriptor: the point of truth, see ``WriteBack.flush``."""
-        if handle.writable:
-            self._flush(handle, commit=self._commit_on_close)
-
-    def fsync(self, handle: Handle) -> None:
-        """Everything written to this file, through whatever handle, is on the server's disk when this returns."""
-        self._flush(handle, commit=True)
-
-    def _flush(self, handle: Handle, *, commit: bool) -> None:
-        node, file = handle.node, handle.file
-        with node.operation:
-            try:
-                attrs = self.writeback.flush(file, commit=commit)
-            except FsError:
-                handle.owed = None  # told by this
-                self._ns.distrust(node)
-                raise
-            if attrs is not None:
-                self._stored(node, attrs)
-            if attrs is not None and handle.writable and not self._remote.has(FSYNC):
-                # Such servers may commit on CLOSE, and only then say that it failed (Go's, before object stores).
-                self._remote.commit_by_close(handle.remote)
-            self.writeback.tell(file, handle)
-
-    def _stored(self, node: Node, attrs: Attrs) -> None:
-        """The server has what we had: its size and mtime are the file's."""
-        file: FileCache = node.file
-        with file.lock:
-            if file.unsent:
-                return
-            short = attrs.size is not None and attrs.size < file.size
-            file.is_now((attrs.size, attrs.mtime))
-            if not file.unsafe:
-                file.committed_mtime = attrs.mtime or 0
-                node.times_set = False
-            file.mtime = None
-        self._ns.set_attrs(node, Attrs(size=attrs.size, mtime=attrs.mtime))
-        if short:
-            log.error(
-                "the server acknowledged %d bytes of %r and has %d",
-                file.size,
-                self._ns.path_of(node),
-                attrs.size,
-            )
-            raise FsError(errno.EIO, "the server has less than it acknowledged")
-
-    def release(self, handle: Handle) -> None:
-        """The last descriptor of this open is gone. Nobody waits for this, so it must be quick."""
-        if handle.writable and handle.file.unsafe and handle.file.failure is None and handle.node.links:
-            # Written through a mapping after close(), or commit=fsync: not on the kernel's time.
-            thread = threading.Thread(target=self._release_last, args=(handle,), name="release", daemon=True)
-            with self._releasing:
-                self._release_threads.append(thread)
-            thread.start()
-        else:
-            self._release(handle)
-
-    def _release_last(self, handle: Handle) -> None:
-        node, file = handle.node, handle.file
-        try:
-            # Also where others have it open: two that go at once would each leave it to the other.
-            attrs = self.writeback.flush(file, commit=True)
-            if attrs is not None:
-                self._stored(node, attrs)
-        except FsError as error:
-            path = self._ns.path_of(node)
-            if path is not None:  # what was removed meanwhile is no loss
-                self.not_stored.append(f"{path.decode('utf-8', 'backslashreplace')}: {error.strerror}")
-                log.error("not stored: %r: %s", path, error.strerror)
-        finally:
-            self._release(handle)
-            with self._releasing:
-                self._release_threads.remove(threading.current_thread())
-
-    def _release(self, handle: Handle) -> None:
-        node, file = handle.node, handle.file
-        with file.lock:
-            if handle.writable:
-                file.writers.remove(handle.remote)
-                if not file.writers and (file.unsafe or file.failure is not None):
-                    file.discard()  # whoever wrote it was told
-            file.handles.remove(handle)
-        if handle.writable and file.validator is None:
-            self._ns.distrust(node)
-        self.writeback.account(file)
-        self._remote.close_file(handle.remote)
-        self._ns.unpin(node)
-        if not node.pins:
-            if not node.links:
-                with file.lock:
-                    file.distrust()  # nobody can ask for its bytes again
-            self._removed.released(node)
-
     def fsyncdir(self, path: bytes) -> None:
         """What is pending below a directory is stored; SFTP has no fsync of the directory itself."""
         for node in self._ns.open_nodes(path):
-            if node.file is not None and node.file.unsafe:
-                attrs = self.writeback.flush(node.file, commit=True)
-                if attrs is not None:
-                    self._stored(node, attrs)
+            self.files.store(node, commit=True)

@@ -39,9 +39,9 @@ def is_libfuse_name(path: bytes) -> bool:
 class RemovedFiles:
     """The files of one mount that have no name any more and are open still. Thread-safe."""
 
-    def __init__(self, remote: Remote, root: bytes, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, remote: Remote, clock: Callable[[], float] = time.monotonic) -> None:
         self._remote = remote
-        self._root = root
+        self.root = b""  # the mounted directory on the server
         self._lock = threading.Lock()
         self._unpinned = threading.Condition()
         self._returned = threading.Condition()  # guards _gone and _coming
@@ -102,9 +102,7 @@ class RemovedFiles:
         if len(node.links) > 1 or self._is_being_released(node):
             self._remote.unlink(far_old)
         else:
-            place = (
-                (b"" if self._root == b"/" else self._root) + b"/" + PREFIX + secrets.token_hex(8).encode()
-            )
+            place = (b"" if self.root == b"/" else self.root) + b"/" + PREFIX + secrets.token_hex(8).encode()
             try:
                 self._remote.rename(far_old, place, node.attrs)
             except FsError:

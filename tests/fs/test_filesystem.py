@@ -500,7 +500,7 @@ class TestStickyErrors:
         assert fs.getattr(b"/f").size == 0, "the server's size"
         fs.release(handle)
         assert fs.getattr(b"/f").size == 0
-        assert fs.writeback.held_bytes == 0
+        assert fs.files.held_bytes == 0
         assert get(fs, b"/f") == b""
 
     def test_the_write_after_it_is_told(self, server: FakeServer, fs: Filesystem) -> None:
@@ -641,7 +641,7 @@ class TestUnreachable:
         wait_until(lambda: handle.node.pins == 0, WAIT_S, "the release")
         server.down = False
         wait_until(lambda: server.connections[-1].is_alive, WAIT_S, "the reconnect")
-        assert fs.writeback.held_bytes == 0
+        assert fs.files.held_bytes == 0
         assert fs.getattr(b"/f").size == 11
         assert get(fs, b"/f") == b"old content"
         again = fs.open(b"/f", RW)
@@ -710,7 +710,7 @@ class TestUnreachable:
             except FsError as error:
                 codes.add(error.errno)
                 break
-            assert fs.writeback.held_bytes <= (1 << 20) + BLOCK_BYTES
+            assert fs.files.held_bytes <= (1 << 20) + BLOCK_BYTES
         assert codes <= {errno.ETIMEDOUT, errno.EIO}
         assert codes, "the writer was never told"
         fs.release(handle)
@@ -1006,7 +1006,7 @@ class TestLoss:
         def overtaken(file: Any, *arguments: Any) -> Any:
             if not borrowed:
                 borrowed.append(file)
-                fs._release(first)
+                fs.files._release(first)
             return original(file, *arguments)
 
         setattr(fs._remote, step, overtaken)
@@ -1031,7 +1031,7 @@ class TestLoss:
             original(*arguments)
 
         fs._remote.write_soon = slow  # type: ignore[method-assign]
-        sender = threading.Thread(target=fs.writeback._send_on, args=(handle.file,))
+        sender = threading.Thread(target=fs.files._writeback._send_on, args=(handle.file,))
         sender.start()
         assert taken.wait(WAIT_S)
         fsync = threading.Thread(target=fs.fsync, args=(handle,))
@@ -1050,14 +1050,14 @@ class TestLoss:
         fs = mount(server, commit="fsync")
         writer, reader = fs.create(b"/f", NEW, 0o644), fs.open(b"/f", os.O_RDONLY)
         fs.write(writer, b"abc", 0)
-        original = fs.writeback._flush_on
+        original = fs.files._writeback._flush_on
 
         def overtaken(*arguments: Any) -> Any:
             if writer.remote in writer.file.writers:
-                fs._release(writer)
+                fs.files._release(writer)
             return original(*arguments)
 
-        fs.writeback._flush_on = overtaken  # type: ignore[method-assign]
+        fs.files._writeback._flush_on = overtaken  # type: ignore[method-assign]
         assert refused(lambda: fs.fsync(reader)) == errno.EIO
         fs.release(reader)
 
@@ -1086,20 +1086,20 @@ class TestLoss:
         first, second = fs.create(b"/f", NEW, 0o644), fs.open(b"/f", RW)
         fs.write(first, b"abc", 0)
         together = threading.Barrier(2)
-        original = fs._release_last
+        original = fs.files._release_last
 
         def at_once(handle: Handle) -> None:
             together.wait(WAIT_S)
             original(handle)
 
-        release, both_flushed = fs._release, threading.Barrier(2)
+        release, both_flushed = fs.files._release, threading.Barrier(2)
 
         def after_both(handle: Handle) -> None:
             both_flushed.wait(WAIT_S)
             release(handle)
 
-        fs._release_last = at_once  # type: ignore[method-assign]
-        fs._release = after_both  # type: ignore[method-assign]
+        fs.files._release_last = at_once  # type: ignore[method-assign]
+        fs.files._release = after_both  # type: ignore[method-assign]
         fs.release(first)
         fs.release(second)
         assert fs.drain() == []
@@ -1549,12 +1549,12 @@ class TestBounds:
         most = 0
         for start in range(0, len(data), BLOCK_BYTES):
             fs.write(handle, data[start : start + BLOCK_BYTES], start)
-            most = max(most, fs.writeback.held_bytes)
+            most = max(most, fs.files.held_bytes)
         assert most <= (1 << 20) + BLOCK_BYTES
         fs.flush(handle)
         assert server.disk(b"/home/f") == data
         fs.release(handle)
-        assert fs.writeback.held_bytes == 0
+        assert fs.files.held_bytes == 0
 
     def test_many_files_share_the_budget(self, server: FakeServer, mount: Mount) -> None:
         fs = mount(server, dirty_bytes_max=1 << 20)
@@ -1562,12 +1562,12 @@ class TestBounds:
         for handle in handles:
             fs.write(handle, b"x" * 100, 0)
             fs.write(handle, b"y" * 100_000, 1000)
-            assert fs.writeback.held_bytes <= (1 << 20) + BLOCK_BYTES
+            assert fs.files.held_bytes <= (1 << 20) + BLOCK_BYTES
         for handle in handles:
             fs.flush(handle)
             fs.release(handle)
         assert all(len(server.disk(b"/home/%d" % i)) == 101_000 for i in range(24))
-        assert fs.writeback.held_bytes == 0
+        assert fs.files.held_bytes == 0
 
     def test_handles_are_given_back_to_the_server(self, server: FakeServer, fs: Filesystem) -> None:
         for i in range(20):

@@ -192,10 +192,10 @@ class Work(RuleBasedStateMachine):
         self.fs.flush(opened.handle)
         if opened.writable:
             path = b"/home" + self.path_of(opened.file)
-            if self.fs._commit_on_close:
+            if self.fs.files._commit_on_close:
                 assert self.server.disk(path) == opened.file.content
             # What was not committed may have been forgotten without our knowing it yet: it is held, and is sent again.
-            if self.fs._commit_on_close or not self.may_have_forgotten:
+            if self.fs.files._commit_on_close or not self.may_have_forgotten:
                 assert self.server.content(path) == opened.file.content
         self.fs.release(opened.handle)
 
@@ -234,7 +234,7 @@ class Work(RuleBasedStateMachine):
         if name in self.files:
             self.fs.utimens(name, mtime, mtime)
             # Data that is sent again, because it was not committed, changes the time again.
-            if self.fs._commit_on_close or not self.may_have_forgotten:
+            if self.fs.files._commit_on_close or not self.may_have_forgotten:
                 assert self.fs.getattr(name).mtime == mtime
 
     # -- the world -------------------------------------------------------------------------------------------------------
@@ -279,17 +279,17 @@ class Work(RuleBasedStateMachine):
             file = opened.handle.file
             with file.lock:
                 file.check_invariants()
-        assert self.fs.writeback.held_bytes <= 12 * BLOCK_BYTES
+        assert self.fs.files.held_bytes <= 12 * BLOCK_BYTES
 
     def close_everything(self) -> None:
         self.server.disarm()
         while self.opened:
             self.close(0)
         assert self.fs.drain() == []
-        wait_until(lambda: self.fs.writeback.held_bytes == 0, 20.0, "everything to be committed")
+        wait_until(lambda: self.fs.files.held_bytes == 0, 20.0, "everything to be committed")
         for name, file in self.files.items():
             assert self.server.content(b"/home" + name) == file.content
-            if self.fs._commit_on_close:
+            if self.fs.files._commit_on_close:
                 assert self.server.disk(b"/home" + name) == file.content
             handle = self.fs.open(name, os.O_RDONLY)
             self.opened.append(Opened(handle, file, False))

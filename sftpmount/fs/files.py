@@ -1,0 +1,288 @@
+"""What is in files: opened, read, written, stored. Paths and names are ``filesystem``'s.
+
+``close()`` of a descriptor is the point of truth (``flush``); the release of the last one comes when nobody waits any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import logging
+import threading
+from typing import Callable, Iterator, List, Optional
+
+from ..cache.blocks import CleanBlocks, FileCache
+from ..cache.fetch import Fetcher
+from ..cache.namespace import Namespace, Node
+from ..cache.readahead import Pattern
+from ..cache.writeback import WriteBack
+from ..errors import FsError
+from ..sftp.remote import FSYNC, Remote
+from ..sftp.remote_file import RemoteFile
+from ..sftp.wire import Attrs
+from .handles import Handle
+from .removed import RemovedFiles
+
+log = logging.getLogger(__name__)
+
+# Two seconds: SFTP v3 times are whole seconds, so what was written within the second of a look cannot be told from it.
+RACY_S = 2
+
+
+class Files:
+    """The open files of a mount. Thread-safe."""
+
+    def __init__(
+        self,
+        remote: Remote,
+        names: Namespace,
+        removed: RemovedFiles,
+        *,
+        commit_on_close: bool,
+        cache_bytes_max: int,
+        dirty_bytes_max: int,
+        read_ahead_bytes_max: int,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self._remote = remote
+        self._ns = names
+        self._removed = removed
+        self._commit_on_close = commit_on_close
+        self._read_ahead_bytes_max = min(read_ahead_bytes_max, cache_bytes_max // 4)
+        self._wall = wall
+        self._clean = CleanBlocks(cache_bytes_max)
+        self._fetcher = Fetcher(remote, self._clean)
+        self._writeback = WriteBack(remote, dirty_bytes_max=dirty_bytes_max, clock=clock)
+        self._file_ids = itertools.count(1)
+        self._releasing = threading.Lock()  # guards _release_threads
+        self._release_threads: List[threading.Thread] = []
+        self._not_stored: List[str] = []  # "path: reason" of what nobody could be told about
+        remote.on_lost = self._writeback.lost
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory held for data that is not safe yet."""
+        return self._writeback.held_bytes
+
+    def close(self) -> None:
+        """Stop the background work. What was not drained is given up."""
+        self._writeback.close()
+
+    def unstored(self) -> List[bytes]:
+        """The server's paths of files that hold bytes which are not safe yet."""
+        return [
+            file.writers[0].path if file.writers else b"a closed file" for file in self._writeback.files()
+        ]
+
+    @contextlib.contextmanager
+    def truncating(self, node: Node, size: int) -> Iterator[None]:
+        """While the server is told to: what it says of the size meanwhile can be either."""
+        file: Optional[FileCache] = node.file
+        if file is not None:
+            file.truncating_to = size
+        try:
+            yield
+        finally:
+            if file is not None:
+                file.truncating_to = None
+
+    def changed_size(self, node: Node, size: int) -> None:
+        if node.file is not None:
+            can_commit = self._remote.has(FSYNC)
+            with node.file.lock:
+                node.file.truncate(size)
+                if not can_commit or not node.file.writers:
+                    node.file.forget_cut()
+                node.file.is_now(None)
+                node.file.sends += 1
+                node.file.mtime = None
+            self._writeback.account(node.file)
+        self._ns.set_attrs(node, Attrs(size=size, mtime=int(self._wall())))
+        if node.file is None or not node.file.writers:
+            self._ns.distrust(node)  # the mtime is the server's to tell
+
+    def times_will_be_set(self, node: Node) -> None:
+        """From now on, until it is flushed again, the server's mtime may be another than the one we know."""
+        node.times_set = True
+        if node.file is not None:
+            with node.file.lock:
+                node.file.times_set = True
+                node.file.sends += 1
+
+    def times_are_set(self, node: Node, mtime: Optional[int]) -> None:
+        """The file has this mtime now."""
+        if node.file is not None:
+            with node.file.lock:
+                node.file.times_set = True  # a flush between may have been told of the old ones
+                node.file.sends += 1
+                if node.file.validator is not None:
+                    node.file.is_now((node.file.validator[0], mtime))
+
+    def store(self, node: Node, *, commit: Optional[bool] = None) -> None:
+        """Send what is unsent of a node, and wait for it; with ``commit``, by default as close would, commit it.
+
+        What is committed is never sent again, so the attributes that are set next stay as they are set.
+        """
+        if node.file is not None and node.file.unsafe:
+            self._flush_node(node, commit=self._commit_on_close if commit is None else commit)
+
+    def _flush_node(self, node: Node, *, commit: bool) -> bool:
+        """Flush, and show what the server says of the file then; False where there was nothing to do."""
+        attrs = self._writeback.flush(node.file, commit=commit)
+        if attrs is not None:
+            self._ns.set_attrs(node, Attrs(size=attrs.size, mtime=attrs.mtime))
+        return attrs is not None
+
+    def attach(self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool) -> Handle:
+        self._ns.pin(node)
+        with node.operation:
+            if node.file is None:
+                node.file = FileCache(next(self._file_ids), attrs.size or 0, self._clean)
+                node.file.times_set = node.times_set
+            file: FileCache = node.file
+            trusted = self.revalidate(node)
+            handle = Handle(node, file, remote, writable, Pattern(self._read_ahead_bytes_max))
+            # The kernel caches each name of a hard link by itself: what was written through another is not in it.
+            handle.trusted = trusted and not node.aliased
+            with file.lock:
+                remote.seen = file.validator
+                file.handles.append(handle)
+                if writable:
+                    file.writers.append(remote)
+        remote.verify = lambda now: self._verify_reopened(file, now)
+        return handle
+
+    def revalidate(self, node: Node) -> bool:
+        """The node's attributes are new: are the bytes we hold of it still true? Drops them where they may not be."""
+        file: Optional[FileCache] = node.file
+        attrs = node.attrs  # not the reply's: the namespace has sorted out which is newer
+        if file is None:
+            return False
+        with file.lock:
+            if file.authoritative or file.unsafe:
+                return True  # ours are the newest
+            now = (attrs.size, attrs.mtime)
+            trusted = file.validator == now and (attrs.mtime or 0) < self._wall() - RACY_S
+            if not trusted:
+                file.distrust()
+                file.size = attrs.size or 0
+                file.believe(now)
+                file.committed_mtime = attrs.mtime or 0
+            return trusted
+
+    @staticmethod
+    def _verify_reopened(file: FileCache, now: Attrs) -> None:
+        """After a reconnect: the same file, as far as SFTP can tell."""
+        with file.lock:
+            if not file.may_be(now.size, now.mtime):
+                log.warning(
+                    "reopened, but another file: size %s and mtime %s do not fit %s",
+                    now.size,
+                    now.mtime,
+                    file,
+                )
+                raise FsError(errno.ESTALE, "another file has taken its name")
+
+    def read(self, handle: Handle, size: int, offset: int) -> bytes:
+        """At most ``size`` bytes at ``offset``, fewer only at the end of the file."""
+        return self._fetcher.read(handle.file, handle.remote, handle.pattern, offset, size)
+
+    def write(self, handle: Handle, data: bytes, offset: int) -> int:
+        """Take ``data`` in; it is stored by close() or fsync() at the latest. Returns its length."""
+        self._writeback.write(handle.file, handle, offset, data)
+        handle.file.mtime = int(self._wall())
+        return len(data)
+
+    def append(self, handle: Handle, data: bytes) -> int:
+        """Take ``data`` in at the end of the file, as this mount knows it."""
+        with handle.node.operation:
+            return self.write(handle, data, handle.file.size)
+
+    def flush(self, handle: Handle) -> None:
+        """close(2) of one descriptor: the point of truth, see ``WriteBack.flush``."""
+        if handle.writable:
+            self._flush(handle, commit=self._commit_on_close)
+
+    def fsync(self, handle: Handle) -> None:
+        """Everything written to this file, through whatever handle, is on the server's disk when this returns."""
+        self._flush(handle, commit=True)
+
+    def _flush(self, handle: Handle, *, commit: bool) -> None:
+        node, file = handle.node, handle.file
+        with node.operation:
+            try:
+                has_flushed = self._flush_node(node, commit=commit)
+            except FsError:
+                handle.owed = None  # told by this
+                self._ns.distrust(node)
+                raise
+            if has_flushed and handle.writable and not self._remote.has(FSYNC):
+                # Such servers may commit on CLOSE, and only then say that it failed (Go's, before object stores).
+                self._remote.commit_by_close(handle.remote)
+            self._writeback.tell(file, handle)
+
+    def release(self, handle: Handle) -> None:
+        """The last descriptor of this open is gone. Nobody waits for this, so it must be quick."""
+        if handle.writable and handle.file.unsafe and handle.file.failure is None and handle.node.links:
+            # Written through a mapping after close(), or commit=fsync: not on the kernel's time.
+            thread = threading.Thread(target=self._release_last, args=(handle,), name="release", daemon=True)
+            with self._releasing:
+                self._release_threads.append(thread)
+            thread.start()
+        else:
+            self._release(handle)
+
+    def _release_last(self, handle: Handle) -> None:
+        node = handle.node
+        try:
+            # Also where others have it open: two that go at once would each leave it to the other.
+            self._flush_node(node, commit=True)
+        except FsError as error:
+            path = self._ns.path_of(node)
+            if path is not None:  # what was removed meanwhile is no loss
+                self._not_stored.append(f"{path.decode('utf-8', 'backslashreplace')}: {error.strerror}")
+                log.error("not stored: %r: %s", path, error.strerror)
+        finally:
+            self._release(handle)
+            with self._releasing:
+                self._release_threads.remove(threading.current_thread())
+
+    def _release(self, handle: Handle) -> None:
+        node, file = handle.node, handle.file
+        with file.lock:
+            if handle.writable:
+                file.writers.remove(handle.remote)
+                if not file.writers and (file.unsafe or file.failure is not None):
+                    file.discard()  # whoever wrote it was told
+            file.handles.remove(handle)
+        if handle.writable and file.validator is None:
+            self._ns.distrust(node)
+        self._writeback.account(file)
+        self._remote.close_file(handle.remote)
+        self._ns.unpin(node)
+        if not node.pins:
+            if not node.links:
+                with file.lock:
+                    file.distrust()  # nobody can ask for its bytes again
+            self._removed.released(node)
+
+    def drain(self) -> List[str]:
+        """Store everything still held. Returns "path: reason" for each file that could not be stored."""
+        while True:
+            with self._releasing:
+                thread = self._release_threads[0] if self._release_threads else None
+            if thread is None:
+                break
+            thread.join()
+        lost = list(self._not_stored)
+        for node in self._ns.open_nodes():
+            if node.file is None or not node.file.unsafe:
+                continue
+            try:
+                self._writeback.flush(node.file, commit=True)
+            except FsError as error:
+                path = self._ns.path_of(node) or b"(removed)"
+                lost.append(f"{path.decode('utf-8', 'backslashreplace')}: {error.strerror}")
+        return lost
