@@ -12,6 +12,7 @@ import errno
 from _thread import allocate_lock
 from typing import Dict, List, Optional, Tuple
 
+from .. import waiting
 from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import Remote
 from ..sftp.remote_file import RemoteFile
@@ -71,8 +72,9 @@ class Fetch:
 
     def wait(self) -> Optional[bytes]:
         """The block, or None where it did not come."""
-        with self._done:
-            return self.data
+        waiting.acquire(self._done)
+        self._done.release()
+        return self.data
 
 
 def _changed_meanwhile() -> FsError:

@@ -22,6 +22,7 @@ import time
 from collections import OrderedDict
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
+from .. import waiting
 from ..sftp.wire import Attrs, Entry
 
 ROOT_INO = 1
@@ -61,7 +62,7 @@ class Node:
         self.aliased = False  # has or had several names: the kernel holds an inode for each
         self.pins = 0  # open handles: a pinned node is never forgotten
         self.file: Any = None  # cache.blocks.FileCache, made at the first open
-        self.operation = threading.RLock()
+        self.operation = waiting.RLock()
 
     @property
     def mode(self) -> int:

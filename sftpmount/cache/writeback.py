@@ -22,6 +22,7 @@ import threading
 import time
 from typing import Callable, Dict, List, Optional
 
+from .. import waiting
 from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import FSYNC, Remote
 from ..sftp.remote_file import RemoteFile
@@ -119,7 +120,7 @@ class WriteBack:
                 most = max(self._held, key=lambda held: self._held[held])
             with most.lock:
                 if most.commits and not most.failure:
-                    most.request_ended.wait(1.0)
+                    waiting.wait(most.request_ended)
                     self.account(most)
                     continue
             try:
@@ -153,7 +154,7 @@ class WriteBack:
                 while file.requests_in_flight >= REQUESTS_MAX:
                     if around is not None:
                         return
-                    file.request_ended.wait()
+                    waiting.wait(file.request_ended)
                 if file.failure is not None or not file.writers or file.recut:
                     return
                 taken = file.take_request(bytes_max, around=around)
@@ -260,7 +261,7 @@ class WriteBack:
             with file.lock:
                 # What another thread has taken must leave before the questions that are to cover it.
                 while any(file.leaving.overlaps(*span) for span in target):
-                    file.request_ended.wait()
+                    waiting.wait(file.request_ended)
                 sends = file.sends
             committing = self._send_commit(session, file) if with_fsync else None
             with file.lock:
@@ -273,7 +274,7 @@ class WriteBack:
                 writer.give_back()
             with file.lock:
                 while any(file.in_flight.overlaps(*span) for span in target):
-                    file.request_ended.wait()
+                    waiting.wait(file.request_ended)
             if session.lost is not None:
                 raise session.lost
             if committing is not None:
@@ -362,6 +363,7 @@ class _Fsync:
 
     def wait(self) -> None:
         """Raise what the fsync ended with."""
-        self._ended.wait()
+        while not self._ended.wait(waiting.POLL_S):
+            waiting.check()
         if self._error is not None:
             raise self._error

@@ -10,7 +10,7 @@ import errno
 import itertools
 import logging
 import threading
-from typing import Callable, Iterator, List, Optional
+from typing import Callable, Iterable, Iterator, List, Optional
 
 from ..cache.blocks import CleanBlocks, FileCache
 from ..cache.fetch import Fetcher
@@ -28,6 +28,16 @@ log = logging.getLogger(__name__)
 
 # Two seconds: SFTP v3 times are whole seconds, so what was written within the second of a look cannot be told from it.
 RACY_S = 2
+
+
+@contextlib.contextmanager
+def held_still(nodes: Iterable[Node]) -> Iterator[None]:
+    """While names of these files change: none of their handles is opened again by a name that is not its own any more."""
+    remotes = {handle.remote for node in nodes if node.file is not None for handle in list(node.file.handles)}
+    with contextlib.ExitStack() as stack:
+        for remote in sorted(remotes, key=id):
+            stack.enter_context(remote.reopening)
+        yield
 
 
 class Files:

@@ -22,7 +22,7 @@ from ..errors import FsError, RemoteDirectoryError
 from ..sftp import wire
 from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote
 from ..sftp.wire import Attrs
-from .files import Files
+from .files import Files, held_still
 from .handles import Handle, Stat, pflags_of
 from .removed import RemovedFiles, is_libfuse_name
 
@@ -271,11 +271,13 @@ class Filesystem:
         if self._removed.forget(path):
             return None
         node = self._ns.get(path)
-        self._fresh_on_error(path, lambda: self._remote.unlink(self._far_path(path)))
-        self._ns.removed(path)
+        with held_still([node] if node is not None else []):
+            self._fresh_on_error(path, lambda: self._remote.unlink(self._far_path(path)))
+            self._ns.removed(path)
+            if node is not None:
+                self._rename_open(node)
         if node is not None:
             self._ns.distrust(node)  # its link count has changed, if it has others
-            self._rename_open(node)
             if not node.pins and not node.links and node.file is not None:
                 with node.file.lock:
                     node.file.distrust()
@@ -293,11 +295,16 @@ class Filesystem:
             return
         moving = self._ns.get(old)
         if is_libfuse_name(new) and moving is not None and not moving.is_dir:
-            self._removed.remove(self._ns, moving, self._far_path(old), old, self._far_path(new), new)
+            with held_still([moving]):
+                self._removed.remove(self._ns, moving, self._far_path(old), old, self._far_path(new), new)
             return
         if self._removed.is_replacing_itself(new, moving):
             self.link(old, new)
             return
+        with held_still([*self._ns.open_nodes(old), *self._ns.open_nodes(new)]):
+            self._rename(old, new, moving)
+
+    def _rename(self, old: bytes, new: bytes, moving: Optional[Node]) -> None:
         self._removed.rename_begins(new)
         try:
             self._remote.rename(self._far_path(old), self._far_path(new), moving.attrs if moving else None)

@@ -18,11 +18,13 @@ import itertools
 import logging
 import os
 import shutil
+import signal
 import stat
 import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
+from .. import waiting
 from ..cache.namespace import Node
 from ..errors import FsError, FuseUnavailable, MountpointError
 from .filesystem import UNKNOWN_INO, Filesystem
@@ -117,6 +119,7 @@ class _Adapter(_Base):  # type: ignore[misc]
         """The errno boundary: whatever happens, libfuse gets an int."""
         try:
             if not hasattr(self._thread, "is_kept"):
+                waiting.serve(_is_being_ended)
                 self._keep_thread()
             return func(*args) or 0
         except OSError as error:
@@ -358,6 +361,39 @@ class _Directory:
 
     def __init__(self, path: bytes) -> None:
         self.path = path
+
+
+# What a local disk's programs can be ended by while they wait for it; also those that a program may want to clean up after.
+_ENDING_SIGNALS = sum(
+    1 << (number - 1)
+    for number in (
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGKILL,
+        signal.SIGTERM,
+        signal.SIGXCPU,
+    )
+)
+
+
+def _is_being_ended() -> bool:
+    """True where the program that this thread's operation is for has a signal to end it.
+
+    The kernel also interrupts for signals that a program handles and goes on after: Go's runtime sends itself SIGURG all the
+    time (golang/go issue 38836). To those EINTR from a file would be an error.
+    """
+    if not fuse._libfuse.fuse_interrupted():
+        return False
+    try:
+        with open(f"/proc/{fuse.fuse_get_context()[2]}/status", encoding="ascii", errors="replace") as file:
+            fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
+        return bool(pending & _ENDING_SIGNALS & ~int(fields["SigIgn"], 16) & ~int(fields["SigBlk"], 16))
+    except FileNotFoundError:
+        return True  # it has ended
+    except (OSError, KeyError, ValueError):
+        return False
 
 
 def _latin1(text: str) -> str:

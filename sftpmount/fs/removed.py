@@ -15,6 +15,7 @@ import threading
 import time
 from typing import Callable, Dict, List, Optional, Set, Tuple
 
+from .. import waiting
 from ..cache.namespace import Namespace, Node
 from ..errors import FsError
 from ..sftp.remote import Remote
@@ -166,7 +167,10 @@ class RemovedFiles:
                 remaining_s = since + REPLACE_S - self._clock()
                 if path not in self._coming and remaining_s <= 0:
                     return False
-                self._returned.wait(0.5 if path in self._coming else remaining_s)
+                if path in self._coming:
+                    waiting.wait(self._returned)
+                else:
+                    self._returned.wait(remaining_s)
             return True
 
     def forget(self, path: bytes) -> bool:

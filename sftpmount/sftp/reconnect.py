@@ -13,6 +13,7 @@ import threading
 import time
 from typing import Callable, Optional, TypeVar
 
+from .. import waiting
 from ..errors import ConnectionLost, FsError, NotSent, SftpMountError
 from .session import ByteConnection, Session
 
@@ -167,9 +168,7 @@ class Reconnecting:
                     remaining_s = deadline_s - self._clock()
                     if remaining_s <= 0:
                         raise FsError(errno.ETIMEDOUT, "the server cannot be reached")
-                    self._changed.wait(remaining_s)
-                else:
-                    self._changed.wait()
+                waiting.wait(self._changed)
             return self._session
 
     def deadline(self) -> Optional[float]:

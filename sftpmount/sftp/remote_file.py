@@ -7,6 +7,7 @@ import stat
 import threading
 from typing import Callable, Optional, Tuple
 
+from .. import waiting
 from ..errors import FX_NO_SUCH_FILE, FX_PERMISSION_DENIED, FsError, StatusError
 from . import wire
 from .session import Lane, Session
@@ -16,7 +17,8 @@ from .wire import Attrs
 class RemoteFile:
     """An open file: reopened by ``path`` when the session has changed.
 
-    ``path`` is kept current by the owner when the file is renamed. ``verify(attrs)`` is called with the file's attributes
+    ``path`` is kept current by the owner when the file is renamed, who holds ``reopening`` from before the server is told: for
+    a moment the file has another name than ``path``. ``verify(attrs)`` is called with the file's attributes
     after a reopen and raises FsError (ESTALE) where it is not the file it was.
 
     Who sends something about it borrows it (``with file:``), so that no CLOSE overtakes the request.
@@ -25,7 +27,6 @@ class RemoteFile:
     __slots__ = (
         "_close",
         "_idle",
-        "_reopening",
         "_users",
         "_using",
         "closed",
@@ -34,6 +35,7 @@ class RemoteFile:
         "mode",
         "path",
         "pflags",
+        "reopening",
         "seen",
         "session",
         "verify",
@@ -51,7 +53,7 @@ class RemoteFile:
         self.lane: Optional[Lane] = None
         self.handle = b""
         self.closed = False
-        self._reopening = threading.Lock()
+        self.reopening = waiting.RLock()  # held while it is opened again, and by who renames it
         self._using = threading.Lock()  # guards _users, _close; nothing is sent under it
         self._idle = threading.Condition(self._using)
         self._users = 0
@@ -93,7 +95,7 @@ class RemoteFile:
         """Take the handle away once nobody uses it: who comes next opens the file again. The caller closes the handle."""
         with self._using:
             while self._users:
-                self._idle.wait()
+                waiting.wait(self._idle)
             detached = self.session, self.lane, self.handle
             self.session = self.lane = None
             return detached
@@ -108,7 +110,7 @@ class RemoteFile:
         """Its lane and handle on ``session``, reopened and verified where they were another session's. For who has borrowed it."""
         if self.session is session and self.lane is not None:
             return self.lane, self.handle
-        with self._reopening:
+        with self.reopening:
             if self.session is session and self.lane is not None:
                 return self.lane, self.handle
             if self.closed:

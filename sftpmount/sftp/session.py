@@ -23,6 +23,7 @@ import time
 from _thread import allocate_lock
 from typing import Callable, Dict, List, Optional, Protocol, Set, TypeVar
 
+from .. import waiting
 from ..errors import FX_EOF, ConnectionLost, NotSent, ProtocolViolation, RemoteDirectoryError, StatusError
 from . import wire
 
@@ -90,9 +91,13 @@ class Pending:
                 log.exception("a reply's callback failed")
 
     def wait(self) -> Pending:
-        """Wait for the reply (the session's liveness bounds the wait); raises ConnectionLost where there will be none."""
-        with self._lock:
-            pass
+        """Wait for the reply (the session's liveness bounds the wait); raises ConnectionLost where there will be none.
+
+        Raises FsError (EINTR) where nobody waits for it any more.
+        """
+        if not self._lock.acquire(True, waiting.POLL_S):
+            waiting.acquire(self._lock)
+        self._lock.release()
         if self.error is not None:
             raise self.error
         return self

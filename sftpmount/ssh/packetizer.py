@@ -27,6 +27,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Sequenc
 from paramiko import Message, SSHException
 from paramiko.packet import NeedRekeyException
 
+from sftpmount import waiting
 from sftpmount.ssh.chacha20 import BadTag, Buffer
 from sftpmount.ssh.ciphers import Clear, make_cipher
 
@@ -272,10 +273,16 @@ class PacketStream:
         self.flush(block=True)
 
     def flush(self, block: bool) -> None:
-        """Hand queued packets to the socket: all of them with ``block``, else what it takes now. Raises EOFError."""
+        """Hand queued packets to the socket: all of them with ``block``, else what it takes now. Raises EOFError.
+
+        What is left, also where nobody waits any more, is for the transport thread to send.
+        """
         while self._queue:  # again after the release: what another thread queued meanwhile is ours to send
-            if not self._socket_lock.acquire(blocking=block):
-                return
+            while not self._socket_lock.acquire(blocking=False):
+                if not block or waiting.interrupted():
+                    return  # who has the lock sends it
+                if self._socket_lock.acquire(timeout=waiting.POLL_S):
+                    break
             try:
                 if not self._drain(block):
                     return
@@ -291,7 +298,7 @@ class PacketStream:
             try:
                 sent = self._socket.send(data)
             except (BlockingIOError, InterruptedError):
-                if not block:
+                if not block or waiting.interrupted():
                     self._stalled = True
                     self._wake()
                     return False
@@ -309,7 +316,7 @@ class PacketStream:
     def _wait_writable(self) -> None:
         poll = select.poll()
         poll.register(self._socket, select.POLLOUT)
-        poll.poll(_POLL_MS)
+        poll.poll(int(waiting.POLL_S * 1000))
 
     # --- receiving -----------------------------------------------------------------------------------------------
 

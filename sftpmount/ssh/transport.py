@@ -16,6 +16,7 @@ from typing import Callable, Optional, Union
 import paramiko
 from paramiko import Message, SSHException
 
+from sftpmount import waiting
 from sftpmount.errors import ConnectionLost
 from sftpmount.ssh.chacha20 import Buffer
 from sftpmount.ssh.hardened import HardenedTransport, Negotiated
@@ -64,6 +65,7 @@ class Channel:
         self._peer = -1  # the server's number of the channel, once open
         self._packet_bytes_max = 0
         self._window_out = 0
+        self._window_bytes_max = 0
         self._is_open = False  # the subsystem runs: from here on on_closed tells the end
         self._refused: Optional[str] = None
         self._closing = False
@@ -78,10 +80,15 @@ class Channel:
         Waits for the server's window, the socket and key exchanges. Raises ConnectionLost; what was sent then is unknown.
         """
         source = Gather(parts)
-        with self._send_lock:
+        if not self._send_lock.acquire(blocking=False):
+            waiting.acquire(self._send_lock)
+        try:
+            self._await_window(source.left)
             while source.left:
                 size = self._take_window(source.left)
                 self._transport.send_data(self._peer, source, size, self._packet_bytes_max)
+        finally:
+            self._send_lock.release()
 
     def close(self) -> None:
         """Tell the server that we are done. ``on_closed`` follows when it agrees; ``on_data`` is called no more. Idempotent."""
@@ -94,6 +101,13 @@ class Channel:
             self._transport.send_payload(_message(_CHANNEL_CLOSE, self._peer))
         except ConnectionLost:
             pass  # on_closed has been or will be called
+
+    def _await_window(self, wanted: int) -> None:
+        """Wait for room for all of it, where the window is ever that large: later it is too late to leave."""
+        with self._lock:
+            wanted = min(wanted, self._window_bytes_max // 2)
+            while self._window_out < wanted and self._ended is None and not self._closing:
+                waiting.wait(self._changed)
 
     def _take_window(self, wanted: int) -> int:
         """Wait for room in the server's window; returns how much of ``wanted`` may be sent now."""
@@ -182,7 +196,7 @@ class Channel:
     def _set_remote_channel(self, number: int, window_bytes: int, packet_bytes_max: int) -> None:
         with self._lock:
             self._peer = number
-            self._window_out = window_bytes
+            self._window_out = self._window_bytes_max = window_bytes
             self._packet_bytes_max = max(1, min(packet_bytes_max, _PACKET_BYTES_OUT_MAX))
             self._changed.notify_all()
 

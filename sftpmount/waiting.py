@@ -1,0 +1,76 @@
+"""Waits that end with EINTR once the program on whose behalf we wait is being ended.
+
+A local disk never fails with EINTR, so only signals that end a program count, and only fs/fuse.py knows whom a thread
+serves: it says so once for each of its threads. In our own threads these waits are plain ones.
+
+The wait that begins here and ends in EINTR leaves everything as it is: a request that was sent goes on, and what it
+acknowledges is taken in as ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from typing import Callable, Optional, Protocol
+
+from .errors import FsError
+
+POLL_S = 0.25  # Ctrl-C is to free a program within a second
+
+
+class _Lock(Protocol):
+    def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...  # pragma: no cover
+
+    def release(self) -> None: ...  # pragma: no cover
+
+
+class _Thread(threading.local):
+    is_interrupted: Optional[Callable[[], bool]] = None
+
+
+_thread = _Thread()
+
+
+def serve(is_interrupted: Callable[[], bool]) -> None:
+    """This thread serves programs from now on; ``is_interrupted()`` tells whether the present one is being ended."""
+    _thread.is_interrupted = is_interrupted
+
+
+def interrupted() -> bool:
+    """True where this thread's program is being ended."""
+    is_interrupted = _thread.is_interrupted
+    return is_interrupted is not None and is_interrupted()
+
+
+def check() -> None:
+    """Raise FsError (EINTR) where this thread's program is being ended."""
+    if interrupted():
+        raise FsError(errno.EINTR)
+
+
+def acquire(lock: _Lock) -> None:
+    """``lock.acquire()``; raises FsError (EINTR)."""
+    while not lock.acquire(True, POLL_S):
+        check()
+
+
+def wait(condition: threading.Condition) -> None:
+    """``condition.wait()``, and now and then for nothing; raises FsError (EINTR). Does not wait longer than ``POLL_S``."""
+    if not condition.wait(POLL_S):
+        check()
+
+
+class RLock:
+    """``threading.RLock`` whose ``with`` raises FsError (EINTR)."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            acquire(self._lock)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
