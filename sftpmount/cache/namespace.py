@@ -183,6 +183,12 @@ class Namespace:
         """The names that this mount knows a file by; 1 for directories ("unknown", to find and tar)."""
         return 1 if node.is_dir else len(node.links)
 
+    def children(self, path: bytes) -> List[Tuple[bytes, Node]]:
+        """The names below a directory that are known, whatever their age."""
+        with self._lock:
+            directory = self._walk(path)
+            return [] if directory is None else list(directory.children.items())
+
     def open_nodes(self, below: Optional[bytes] = None) -> List[Node]:
         """The nodes with open handles, all or those at and below a path."""
         with self._lock:

@@ -280,6 +280,13 @@ class Files:
 
     def drain(self) -> List[str]:
         """Store everything still held. Returns "path: reason" for each file that could not be stored."""
+        waiting = self.unstored()
+        if waiting and not self._remote.connected:
+            log.warning(
+                "the server cannot be reached, and %d files are not stored yet: %s; waiting for it (SIGTERM twice gives up)",
+                len(waiting),
+                ", ".join(path.decode("utf-8", "backslashreplace") for path in waiting[:20]),
+            )
         while True:
             with self._releasing:
                 thread = self._release_threads[0] if self._release_threads else None

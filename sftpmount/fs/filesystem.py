@@ -24,6 +24,7 @@ from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote
 from ..sftp.wire import Attrs
 from .files import Files, held_still
 from .handles import Handle, Stat, pflags_of
+from .identity import MountedDirectory
 from .removed import RemovedFiles, is_libfuse_name
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class Filesystem:
             clock=clock,
             wall=wall,
         )
+        self._mounted = MountedDirectory(self._ns)
+        remote.on_connected = self._mounted.check
         # What happens in open files is theirs alone.
         self.read, self.write, self.append = self.files.read, self.files.write, self.files.append
         self.flush, self.fsync, self.release = self.files.flush, self.files.fsync, self.files.release
@@ -109,6 +112,11 @@ class Filesystem:
                 f"The directory {shown} cannot be mounted: the server says {error.strerror!r}; "
                 "create it there, or check its name and permissions."
             ) from None
+        try:
+            fsid = self._remote.statvfs(self._root).fsid
+        except FsError:
+            fsid = None
+        self._mounted.remember(self._root, fsid)
         self._removed.root = self._root
         self._ns.told(b"/", attrs, self._ns.mark())
         if not self._remote.has(FSYNC):

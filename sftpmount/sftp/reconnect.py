@@ -14,7 +14,7 @@ import time
 from typing import Callable, Optional, TypeVar
 
 from .. import waiting
-from ..errors import ConnectionLost, FsError, NotSent, SftpMountError
+from ..errors import ConnectionLost, FsError, NotSent, SftpMountError, StatusError
 from .session import ByteConnection, Session
 
 log = logging.getLogger(__name__)
@@ -137,9 +137,9 @@ class Reconnecting:
                 try:
                     self.on_connected(session)
                 except BaseException:
-                    session.abort(ConnectionLost("not the directory that was mounted"))
+                    session.abort(ConnectionLost("the directory that was mounted is not there"))
                     raise
-            except (SftpMountError, ConnectionLost, FsError, OSError) as error:
+            except (SftpMountError, ConnectionLost, StatusError, FsError, OSError) as error:
                 if str(error) != complaint:  # an outage of hours is one line, not thousands
                     complaint = str(error)
                     log.warning("no connection yet: %s", complaint)
