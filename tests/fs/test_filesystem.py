@@ -1105,6 +1105,54 @@ class TestLoss:
         assert fs.drain() == []
         assert server.disk(b"/home/f") == b"abc"
 
+    def test_an_older_answer_is_not_taken_for_the_last_one(self, server: FakeServer, fs: Filesystem) -> None:
+        """A slow flush is overtaken by a write and a whole other one: what the server told it of the size is past."""
+        handle = fs.create(b"/f", NEW, 0o644)
+        fs.write(handle, b"abc", 0)
+        original = fs._remote.fstat_soon
+
+        def slow(*arguments: Any) -> Any:
+            fs._remote.fstat_soon = original  # type: ignore[method-assign]
+            pending = original(*arguments).wait()
+            fs.write(handle, b"defg", 3)
+            fs.fsync(handle)
+            return pending
+
+        fs._remote.fstat_soon = slow  # type: ignore[method-assign]
+        fs.files.store(handle.node)  # as a release does, beside the program's operations
+        assert server.disk(b"/home/f") == b"abcdefg"
+        assert handle.file.validator == (7, int(START_S))
+        fs.release(handle)
+
+    def test_a_file_is_not_opened_again_by_the_name_that_it_is_losing(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
+        handle = fs.create(b"/f", NEW, 0o644)
+        fs.write(handle, b"abc", 0)
+        server.cut()
+        wait_until(lambda: fs._remote.reconnects == 1, WAIT_S, "the reconnect")
+        renamed = server.arm(Fault("hold", named("posix-rename")))
+        rename = threading.Thread(target=fs.rename, args=(b"/f", b"/g"))
+        rename.start()
+        assert renamed.fired.wait(WAIT_S)
+        failed: List[FsError] = []
+
+        def store() -> None:
+            try:
+                fs.fsync(handle)
+            except FsError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=store)
+        thread.start()
+        thread.join(0.5)  # long enough to open it by its old name, which is no name any more
+        renamed.release()
+        rename.join(WAIT_S)
+        thread.join(WAIT_S)
+        assert failed == []
+        assert server.disk(b"/home/g") == b"abc"
+        fs.release(handle)
+
     def test_times_set_before_close_survive_a_loss(self, server: FakeServer, fs: Filesystem) -> None:
         """tar sets the times of a file that is still open."""
         handle = fs.create(b"/f", NEW, 0o644)

@@ -188,6 +188,7 @@ class FakeServer:
         self.now = now
         self.free_bytes = 1 << 40
         self.read_only = False
+        self.fsid = 7
         self.down = False
         self.dials = 0
         self.faults: List[Fault] = []
@@ -827,7 +828,7 @@ class FakeChannel:
         free = self.server.free_bytes // 4096
         flag = 1 if self.server.read_only else 0
         return 201, struct.pack(
-            ">11Q", 4096, 4096, 1 << 30, free, free, 1 << 20, 1 << 19, 1 << 19, 7, flag, 255
+            ">11Q", 4096, 4096, 1 << 30, free, free, 1 << 20, 1 << 19, 1 << 19, self.server.fsid, flag, 255
         )
 
 

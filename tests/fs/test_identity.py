@@ -1,0 +1,120 @@
+"""After a reconnect: the directory that was mounted, or none (promise 3: an unreachable server is never an empty one)."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import Callable, List
+
+import pytest
+
+from fs.conftest import START_S
+from sftp.fake_server import FakeServer, Inode
+from sftpmount.errors import FsError
+from sftpmount.fs.filesystem import Filesystem
+from support.process import wait_until
+
+WAIT_S = 20.0
+Mount = Callable[..., Filesystem]
+
+
+def names(fs: Filesystem, path: bytes = b"/") -> List[bytes]:
+    return sorted(name for name, _, _ in fs.readdir(path))
+
+
+class Disk:
+    """The server's file system at /home, which can be unmounted: an empty directory on another one is in its place then."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self.server = server
+        self.contents = server.root.children[b"home"]
+        self.fsid = server.fsid
+
+    def unmount(self) -> None:
+        self.server.root.children[b"home"] = Inode(stat.S_IFDIR | 0o755, int(START_S))
+        self.server.fsid = self.fsid + 1
+
+    def mount(self, *, fsid: int = 0) -> None:
+        self.server.root.children[b"home"] = self.contents
+        self.server.fsid = fsid or self.fsid
+
+
+@pytest.fixture
+def disk(server: FakeServer) -> Disk:
+    server.make(b"/home/backup", b"the last copy")
+    return Disk(server)
+
+
+@pytest.mark.parametrize("without", [(), (b"statvfs@openssh.com",)])
+def test_another_directory_is_waited_out(
+    make_server: Callable[..., FakeServer], mount: Mount, without: List[bytes]
+) -> None:
+    server = make_server(without=without)
+    server.make(b"/home/backup", b"the last copy")
+    disk, fs = Disk(server), mount(server, retry_timeout_s=1.0)
+    assert names(fs) == [b"backup"]
+    disk.unmount()
+    server.cut()
+    with pytest.raises(FsError) as raised:
+        fs.readdir(b"/")
+    assert raised.value.errno == errno.ETIMEDOUT
+    disk.mount()
+    wait_until(lambda: fs._remote.connected, WAIT_S, "the reconnect")
+    assert names(fs) == [b"backup"]
+
+
+def test_an_absent_directory_is_waited_out(server: FakeServer, disk: Disk, mount: Mount) -> None:
+    fs = mount(server, retry_timeout_s=1.0)
+    del server.root.children[b"home"]
+    server.cut()
+    with pytest.raises(FsError) as raised:
+        fs.getattr(b"/backup")
+    assert raised.value.errno == errno.ETIMEDOUT
+    disk.mount()
+    wait_until(lambda: fs._remote.connected, WAIT_S, "the reconnect")
+    assert fs.getattr(b"/backup").size == 13
+
+
+def test_a_file_in_its_place_is_waited_out(server: FakeServer, disk: Disk, mount: Mount) -> None:
+    fs = mount(server, retry_timeout_s=1.0)
+    server.root.children[b"home"] = Inode(stat.S_IFREG | 0o644, int(START_S))
+    server.cut()
+    with pytest.raises(FsError) as raised:
+        fs.getattr(b"/backup")
+    assert raised.value.errno == errno.ETIMEDOUT
+
+
+def test_an_id_that_changed_with_a_reboot_is_no_other_directory(server: FakeServer, mount: Mount) -> None:
+    for number in range(40):
+        server.make(b"/home/%d" % number)
+    disk, fs = Disk(server), mount(server)
+    before = names(fs)
+    for name in before[:5]:
+        fs.getattr(b"/" + name)
+    server.cut()
+    disk.mount(fsid=77)
+    assert names(fs) == before
+    server.cut()
+    disk.mount(fsid=77)
+    assert names(fs) == before
+
+
+def test_what_others_removed_meanwhile_is_no_other_directory(
+    server: FakeServer, disk: Disk, mount: Mount
+) -> None:
+    fs = mount(server)
+    assert names(fs) == [b"backup"]
+    disk.contents.children.clear()
+    server.cut()
+    assert names(fs) == []
+
+
+def test_an_empty_directory_elsewhere_is_another_one(server: FakeServer, mount: Mount) -> None:
+    """Nothing was in it yet, and the first backup must not go beside its disk."""
+    disk, fs = Disk(server), mount(server, retry_timeout_s=1.0)
+    disk.unmount()
+    server.cut()
+    with pytest.raises(FsError) as raised:
+        fs.mkdir(b"/new", 0o755)
+    assert raised.value.errno == errno.ETIMEDOUT
+    assert server.root.children[b"home"].children == {}
