@@ -181,8 +181,12 @@ def _serve(filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], Non
 
     try:
         return daemon.supervise(
-            lambda on_ready: fuse.serve(
-                filesystem, wanted.mountpoint, fuse_options=_fuse_options(wanted), on_ready=on_ready
+            lambda on_ready, on_forced: fuse.serve(
+                filesystem,
+                wanted.mountpoint,
+                fuse_options=_fuse_options(wanted),
+                on_ready=on_ready,
+                on_forced=on_forced,
             ),
             ready=mounted,
             unmount=lambda: mountpoint.unmount(wanted.mountpoint, mount_id),

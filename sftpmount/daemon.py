@@ -38,7 +38,7 @@ class ChildFailed(SftpMountError):
 
 
 class Abandoned(Exception):
-    """A second signal ended the wait; ``unstored`` names what is lost ("path: reason")."""
+    """A second signal, or umount -f, ended the wait; ``unstored`` names what is lost ("path: reason")."""
 
     def __init__(self, unstored: List[str]) -> None:
         super().__init__("interrupted while storing")
@@ -155,16 +155,16 @@ def _failure(told: bytes, wait_status: int, was_interrupted: bool) -> ChildFaile
 
 
 def supervise(
-    serve: Callable[[Callable[[], None]], None],
+    serve: Callable[[Callable[[], None], Callable[[], None]], None],
     *,
     ready: Callable[[], None],
     unmount: Callable[[], bool],
     store: Callable[[], List[str]],
     unstored: Callable[[], List[str]],
 ) -> List[str]:
-    """Run ``serve(on_ready)`` in a thread until it ends, then ``store()``; return what that could not store.
+    """Run ``serve(on_ready, on_forced)`` in a thread until it ends, then ``store()``; return what that could not store.
 
-    ready     called here, in the main thread, once ``serve`` has called its on_ready
+    ready     called here, in the main thread, once ``serve`` has called its on_ready; on_forced is as good as two signals
     unmount   called for the first signal; True where programs still use the mount, which then ends with the last of them
     store     stores all that is held; may take long; also called when ``unmount`` returned True
     unstored  what is held just now, at once: what Abandoned names when a second signal comes
@@ -185,7 +185,7 @@ def supervise(
     def work() -> None:
         try:
             try:
-                serve(lambda: tell("ready"))
+                serve(lambda: tell("ready"), lambda: tell("forced"))
             finally:
                 lost = store()
             tell("ended", lost)
@@ -211,6 +211,8 @@ def supervise(
             if event == "failed":
                 assert isinstance(value, BaseException)
                 raise value
+            if event == "forced":
+                raise Abandoned(unstored())
             if event == "ready":
                 is_ready = True
                 if not signals:

@@ -9,9 +9,10 @@ acknowledges is taken in as ever.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
-from typing import Callable, Optional, Protocol
+from typing import Callable, Iterator, Optional, Protocol
 
 from .errors import FsError
 
@@ -34,6 +35,16 @@ _thread = _Thread()
 def serve(is_interrupted: Callable[[], bool]) -> None:
     """This thread serves programs from now on; ``is_interrupted()`` tells whether the present one is being ended."""
     _thread.is_interrupted = is_interrupted
+
+
+@contextlib.contextmanager
+def patiently() -> Iterator[None]:
+    """Within, this thread waits as one of our own: what it does must be done."""
+    is_interrupted, _thread.is_interrupted = _thread.is_interrupted, None
+    try:
+        yield
+    finally:
+        _thread.is_interrupted = is_interrupted
 
 
 def interrupted() -> bool:

@@ -134,7 +134,7 @@ class Mount:
         self.may_store.set()
         self.failure: Optional[Exception] = None
 
-    def serve(self, on_ready: Callable[[], None]) -> None:
+    def serve(self, on_ready: Callable[[], None], on_forced: Callable[[], None]) -> None:
         if self.failure is not None:
             raise self.failure
         on_ready()
@@ -185,10 +185,10 @@ def test_a_signal_that_comes_before_the_mount_waits_for_it() -> None:
     mount = Mount()
     told: List[str] = []
 
-    def serve(on_ready: Callable[[], None]) -> None:
+    def serve(on_ready: Callable[[], None], on_forced: Callable[[], None]) -> None:
         signal_self(signal.SIGTERM)
         time.sleep(0.1)  # the signal's event is to come first
-        mount.serve(on_ready)
+        mount.serve(on_ready, on_forced)
 
     lost = supervise(
         serve,
@@ -229,6 +229,25 @@ def test_a_second_signal_ends_at_once_and_names_what_is_lost() -> None:
     thread.join()
     assert caught.value.unstored == ["/a: interrupted"] and mount.calls == ["unmount"]
     mount.may_store.set()
+
+
+def test_an_unmount_by_force_ends_at_once_and_names_what_is_lost() -> None:
+    mount = Mount()
+
+    def serve(on_ready: Callable[[], None], on_forced: Callable[[], None]) -> None:
+        on_forced()
+        mount.serve(on_ready, on_forced)
+
+    with pytest.raises(Abandoned) as caught:
+        supervise(
+            serve,
+            ready=lambda: None,
+            unmount=mount.unmount,
+            store=mount.store,
+            unstored=lambda: ["/a: interrupted"],
+        )
+    assert caught.value.unstored == ["/a: interrupted"] and mount.calls == []
+    mount.unmounted.set()
 
 
 def test_what_serve_raises_is_raised() -> None:

@@ -17,6 +17,7 @@ import errno
 import itertools
 import logging
 import os
+import select
 import shutil
 import signal
 import stat
@@ -36,6 +37,7 @@ ATTR_TIMEOUT_S = 0.01
 ENTRY_TIMEOUT_S = 1.0
 TOLD_MAX = 4096
 MAX_WRITE_BYTES = 131072
+FORCED_S = 1.0  # what an operation that does not wait for the server needs to end
 # utimensat(2): nanoseconds that stand for "now" and "leave".
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 
@@ -101,9 +103,14 @@ class _Adapter(_Base):  # type: ignore[misc]
         mountpoint: str,
         options: Dict[str, Union[str, bool]],
         on_ready: Callable[[], None],
+        on_forced: Callable[[], None],
     ) -> None:
         self._fs = filesystem
         self._on_ready = on_ready
+        self._on_forced = on_forced
+        self._is_forced = False
+        # Operations that somebody waits for. Counted twice, since only next() is one step to all threads.
+        self._begun, self._ended = itertools.count(), itertools.count()
         self._handles: Dict[int, Any] = {}
         self._numbers = itertools.count(1)
         self._threads = itertools.count()
@@ -117,9 +124,10 @@ class _Adapter(_Base):  # type: ignore[misc]
 
     def _wrapper(self, func: Callable[..., Any], *args: Any) -> int:
         """The errno boundary: whatever happens, libfuse gets an int."""
+        next(self._begun)
         try:
             if not hasattr(self._thread, "is_kept"):
-                waiting.serve(_is_being_ended)
+                waiting.serve(self._is_given_up)
                 self._keep_thread()
             return func(*args) or 0
         except OSError as error:
@@ -127,11 +135,33 @@ class _Adapter(_Base):  # type: ignore[misc]
         except BaseException:
             log.exception("%s failed in a way that is not foreseen", getattr(func, "__name__", func))
             return -errno.EIO
+        finally:
+            next(self._ended)
 
     def _keep_thread(self) -> None:
         self._thread.is_kept = next(self._threads) < _KEPT_THREADS_MAX
         if self._thread.is_kept:
             ctypes.pythonapi.PyGILState_Ensure()
+
+    def _is_given_up(self) -> bool:
+        return self._is_forced or _is_being_ended()
+
+    def _in_progress(self) -> int:
+        # A count shows what it would give next. Ended first, so that what begins between the two only makes it more.
+        ended, begun = (int(repr(count)[len("count(") : -1]) for count in (self._ended, self._begun))
+        return begun - ended
+
+    def _watch_for_force(self, device: int) -> None:
+        """umount -f ends the kernel's side while programs wait; an orderly unmount is refused then."""
+        poll = select.poll()
+        poll.register(device, 0)  # an error is told whatever is asked for
+        poll.poll()
+        os.close(device)
+        time.sleep(FORCED_S)
+        if self._in_progress():
+            log.warning("unmounted by force, while programs waited for the server")
+            self._is_forced = True
+            self._on_forced()
 
     def _new_handle(self, value: Any) -> int:
         number = next(self._numbers)
@@ -160,6 +190,11 @@ class _Adapter(_Base):  # type: ignore[misc]
     # -- looking --------------------------------------------------------------------------------------------------------
 
     def init(self, conn: Any) -> int:
+        device = _fuse_device()
+        if device is not None:
+            threading.Thread(
+                target=self._watch_for_force, args=(os.dup(device),), name="force", daemon=True
+            ).start()
         self._on_ready()
         return 0
 
@@ -350,7 +385,12 @@ class _Adapter(_Base):  # type: ignore[misc]
     def release(self, path: Optional[bytes], fip: Any) -> int:
         handle = self._handles.pop(fip.contents.fh, None)
         if handle is not None:
-            self._fs.release(handle)
+            next(self._ended)  # nobody waits for a release, and an unmount comes before it
+            try:
+                with waiting.patiently():
+                    self._fs.release(handle)
+            finally:
+                next(self._begun)
         return 0
 
 
@@ -396,6 +436,17 @@ def _is_being_ended() -> bool:
         return False
 
 
+def _fuse_device() -> Optional[int]:
+    """The descriptor on which the kernel talks to libfuse."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                return int(name)
+        except OSError:
+            pass
+    return None
+
+
 def _latin1(text: str) -> str:
     """fusepy encodes its arguments with the mount's encoding: hand the file system's bytes through it unchanged."""
     return os.fsencode(text).decode("latin-1")
@@ -415,10 +466,12 @@ def serve(
     *,
     fuse_options: Dict[str, Union[str, bool]],
     on_ready: Callable[[], None],
+    on_forced: Callable[[], None],
 ) -> None:
     """Mount and serve until unmounted. ``fuse_options`` are libfuse's own (allow_other, ro, umask, fsname...).
 
-    ``on_ready`` is called once, in a thread of libfuse, when the kernel accepts operations. Raises FuseUnavailable before
+    ``on_ready`` is called once, in a thread of libfuse, when the kernel accepts operations; ``on_forced`` where it was
+    unmounted by force (umount -f) while programs waited, whose operations end now. Raises FuseUnavailable before
     anything is mounted, MountpointError where libfuse refuses (it prints its reason to stderr itself).
     """
     check_available()
@@ -434,7 +487,7 @@ def serve(
         **fuse_options,
     }
     try:
-        _Adapter(filesystem, mountpoint, {"foreground": True, **options}, on_ready)
+        _Adapter(filesystem, mountpoint, {"foreground": True, **options}, on_ready, on_forced)
     except RuntimeError as error:
         raise MountpointError(
             f"FUSE could not mount on {mountpoint}; is it a directory of yours, and are the options allowed? "

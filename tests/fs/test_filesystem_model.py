@@ -256,7 +256,8 @@ class Work(RuleBasedStateMachine):
         before = self.mounted[0].remote.reconnects
         how()  # type: ignore[operator]
         if reconnected:
-            wait_until(lambda: self.mounted[0].remote.reconnects > before, 20.0, "the reconnect")
+            # Connections that a crash ends as they begin space out, up to 15 s.
+            wait_until(lambda: self.mounted[0].remote.reconnects > before, 60.0, "the reconnect")
 
     @rule(
         act=st.sampled_from(["cut before", "cut after"]),
