@@ -37,6 +37,11 @@ def serve(is_interrupted: Callable[[], bool]) -> None:
     _thread.is_interrupted = is_interrupted
 
 
+def is_for_a_program() -> bool:
+    """True where this thread serves a program, which can be told of an error."""
+    return _thread.is_interrupted is not None
+
+
 @contextlib.contextmanager
 def patiently() -> Iterator[None]:
     """Within, this thread waits as one of our own: what it does must be done."""

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # Two seconds: SFTP v3 times are whole seconds, so what was written within the second of a look cannot be told from it.
 RACY_S = 2
+REOPEN_LOOKS_MAX = 3
 
 
 @contextlib.contextmanager
@@ -161,7 +162,7 @@ class Files:
                 file.handles.append(handle)
                 if writable:
                     file.writers.append(remote)
-        remote.verify = lambda now: self._verify_reopened(file, now)
+        remote.verify = lambda ask: self._verify_reopened(file, ask)
         return handle
 
     def revalidate(self, node: Node) -> bool:
@@ -183,17 +184,22 @@ class Files:
             return trusted
 
     @staticmethod
-    def _verify_reopened(file: FileCache, now: Attrs) -> None:
+    def _verify_reopened(file: FileCache, ask: Callable[[], Attrs]) -> None:
         """After a reconnect: the same file, as far as SFTP can tell."""
-        with file.lock:
-            if not file.may_be(now.size, now.mtime):
-                log.warning(
-                    "reopened, but another file: size %s and mtime %s do not fit %s",
-                    now.size,
-                    now.mtime,
-                    file,
-                )
-                raise FsError(errno.ESTALE, "another file has taken its name")
+        for _ in range(REOPEN_LOOKS_MAX):
+            with file.lock:
+                sends, was_settled = file.sends, not file.unsafe
+            now = ask()
+            with file.lock:
+                if file.may_be(now.size, now.mtime):
+                    return
+                if was_settled and sends == file.sends:
+                    break
+            # What another thread sent meanwhile was stored before we came to compare: the answer is older. Once more.
+        log.warning(
+            "reopened, but another file: size %s and mtime %s do not fit %s", now.size, now.mtime, file
+        )
+        raise FsError(errno.ESTALE, "another file has taken its name")
 
     def read(self, handle: Handle, size: int, offset: int) -> bytes:
         """At most ``size`` bytes at ``offset``, fewer only at the end of the file."""

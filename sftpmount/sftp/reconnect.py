@@ -1,7 +1,8 @@
 """The connection that operations run on: dialled, kept, dialled again when it is lost.
 
 Above this module a lost connection is no event: operations wait for the next session, at most ``retry_timeout_s`` from
-when they first found the connection gone, and then fail with ETIMEDOUT.
+when they first found the connection gone, and then fail with ETIMEDOUT. Where one has waited so long in vain, others that
+programs ask for within as long again fail at once: to them one call is often several of ours, and an ``ls`` hundreds.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Reconnecting:
         self._closing = threading.Event()
         self._connected_s = clock()
         self._backoff_s = 0.0
+        self._vain_until_s = clock()  # programs that ask before this fail at once
         self._random = random.Random()
         self.reconnects = 0
         self.on_lost: Callable[[], None] = lambda: None
@@ -74,7 +76,7 @@ class Reconnecting:
         with self._changed:
             if session.lost is None and not self._closing.is_set():
                 self._session = session
-                self._connected_s = self._clock()
+                self._connected_s = self._vain_until_s = self._clock()
                 self._changed.notify_all()
                 return True
         session.close()
@@ -166,7 +168,11 @@ class Reconnecting:
                     if deadline_s is None:
                         deadline_s = self._clock() + self._retry_timeout_s
                     remaining_s = deadline_s - self._clock()
-                    if remaining_s <= 0:
+                    if remaining_s <= 0 or (
+                        waiting.is_for_a_program() and self._clock() < self._vain_until_s
+                    ):
+                        if remaining_s <= 0:
+                            self._vain_until_s = deadline_s + self._retry_timeout_s
                         raise FsError(errno.ETIMEDOUT, "the server cannot be reached")
                 waiting.wait(self._changed)
             return self._session

@@ -18,8 +18,8 @@ class RemoteFile:
     """An open file: reopened by ``path`` when the session has changed.
 
     ``path`` is kept current by the owner when the file is renamed, who holds ``reopening`` from before the server is told: for
-    a moment the file has another name than ``path``. ``verify(attrs)`` is called with the file's attributes
-    after a reopen and raises FsError (ESTALE) where it is not the file it was.
+    a moment the file has another name than ``path``. ``verify(ask)`` is called after a reopen, with a
+    function that asks for the file's attributes, and raises FsError (ESTALE) where it is not the file it was.
 
     Who sends something about it borrows it (``with file:``), so that no CLOSE overtakes the request.
     """
@@ -44,7 +44,7 @@ class RemoteFile:
     def __init__(self, path: bytes, pflags: int) -> None:
         self.path = path
         self.pflags = pflags
-        self.verify: Callable[[Attrs], None] = lambda attrs: None
+        self.verify: Callable[[Callable[[], Attrs]], None] = lambda ask: None
         self.seen: Optional[Tuple[Optional[int], Optional[int]]] = (
             None  # the owner's: (size, mtime) it was opened at
         )
@@ -120,15 +120,14 @@ class RemoteFile:
             lane = lane_for(session, self.pflags)
             try:
                 handle = self._reopen(lane)
-                attrs = lane.request(wire.FSTAT, wire.string(handle)).wait().attrs()
+                try:
+                    self.verify(lambda: lane.request(wire.FSTAT, wire.string(handle)).wait().attrs())
+                except FsError:
+                    lane.request(wire.CLOSE, wire.string(handle))
+                    raise
             except StatusError as status:
                 code = errno.ESTALE if status.code == FX_NO_SUCH_FILE else status.errno
                 raise FsError(code) from None
-            try:
-                self.verify(attrs)
-            except FsError:
-                lane.request(wire.CLOSE, wire.string(handle))
-                raise
             self.opened(session, lane, handle)
             return lane, handle
 

@@ -1153,6 +1153,38 @@ class TestLoss:
         assert server.disk(b"/home/g") == b"abc"
         fs.release(handle)
 
+    def test_a_reopened_file_is_not_compared_with_what_came_after_the_look(
+        self, server: FakeServer, fs: Filesystem, clock: Clock
+    ) -> None:
+        """The server forgot; another thread has sent all of it again between the reader's FSTAT and its verdict."""
+        writer = fs.create(b"/f", NEW, 0o644)
+        fs.write(writer, b"abc", 0)
+        fs.flush(writer)
+        reader = fs.open(b"/f", os.O_RDONLY)
+        verify = reader.remote.verify
+        asked: List[Optional[int]] = []
+
+        def late(ask: Callable[[], Any]) -> None:
+            def ask_and_wait() -> Any:
+                attrs = ask()
+                asked.append(attrs.size)
+                if len(asked) == 1:
+                    clock.s += 5
+                    fs.write(writer, b"defg", 3)
+                    fs.fsync(writer)
+                return attrs
+
+            verify(ask_and_wait)
+
+        reader.remote.verify = late
+        fs.write(writer, b"d", 3)
+        server.crash()
+        assert fs.files._fetcher._remote.read(reader.remote, 0, 10) == b"abcdefg"
+        assert len(asked) == 2
+        fs.flush(writer)
+        fs.release(writer)
+        fs.release(reader)
+
     def test_times_set_before_close_survive_a_loss(self, server: FakeServer, fs: Filesystem) -> None:
         """tar sets the times of a file that is still open."""
         handle = fs.create(b"/f", NEW, 0o644)

@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 import pytest
 
 from sftp.fake_server import FakeServer, Fault, named
+from sftpmount import waiting
 from sftpmount.errors import ConnectionLost, FsError, Unreachable
 from sftpmount.sftp import wire
 from sftpmount.sftp.remote import FSYNC, POSIX_RENAME, Remote
@@ -415,9 +416,9 @@ class TestReopenedHandles:
         file, _ = remote.open(b"/home/f", R)
         seen: List[Optional[int]] = []
 
-        def verify(attrs: Attrs) -> None:
-            seen.append(attrs.size)
-            if attrs.size != 3:
+        def verify(ask: Callable[[], Attrs]) -> None:
+            seen.append(ask().size)
+            if seen[-1] != 3:
                 raise FsError(errno.ESTALE)
 
         file.verify = verify
@@ -654,6 +655,35 @@ class TestOutage:
         server.cut()
         time.sleep(1.5)  # what is tested is how little happens meanwhile
         assert 2 <= server.dials <= 8
+
+    def test_once_a_program_has_waited_in_vain_the_next_call_fails_at_once(
+        self, server: FakeServer, make_remote: Callable[..., Remote]
+    ) -> None:
+        """One call of a program is often several of ours: the kernel looks a name up again where a first look failed."""
+        remote = make_remote(server, retry_timeout_s=2.0)
+        server.down = True
+        server.cut()
+        waits: List[float] = []
+
+        def program() -> None:
+            waiting.serve(lambda: False)
+            for _ in range(5):
+                started = time.monotonic()
+                with pytest.raises(FsError):
+                    remote.lstat(b"/home")
+                waits.append(time.monotonic() - started)
+
+        thread = threading.Thread(target=program)
+        thread.start()
+        thread.join(WAIT_S)
+        assert waits[0] > 1.9 and max(waits[1:]) < 1.0, waits
+        started = time.monotonic()
+        with pytest.raises(FsError):
+            remote.lstat(b"/home")  # our own threads store what nobody can be told about: they always wait
+        assert time.monotonic() - started > 1.9
+        server.down = False
+        wait_until(lambda: remote.connected, WAIT_S, "the reconnect")
+        assert remote.lstat(b"/home").mode
 
     def test_sessions_that_die_young_space_out_too(
         self, server: FakeServer, make_remote: Callable[..., Remote]
