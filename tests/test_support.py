@@ -300,7 +300,7 @@ def test_relay_hands_on_every_byte_and_the_end(echo: Echo) -> None:
         client.shutdown(socket.SHUT_WR)
         assert client.recv(1) == b""
         wait_until(lambda: relay.stats()["open"] == 0, 5, "the end of the connection")
-        assert relay.stats() == {"up": len(data), "down": len(data), "accepted": 1, "open": 0}
+        assert relay.stats() == {"up": len(data), "down": len(data), "accepted": 1, "open": 0, "resets": 0}
 
 
 def test_delay_is_the_round_trip_asked_for(echo: Echo) -> None:
@@ -431,6 +431,21 @@ def test_reset_after_delivers_exactly_so_many(sink: Echo, count: int, line: Dict
         with connect(relay) as again:  # one-shot
             again.sendall(b"after")
             wait_until(lambda: sink.received[1:] == [b"after"], 5, "bytes after the reset")
+
+
+def test_reset_after_again_and_again(sink: Echo) -> None:
+    with Relay(sink.port) as relay:
+        relay.reset_after(1000, times=3)
+        for _ in range(3):
+            with connect(relay) as client:
+                client.sendall(bytes(2000))
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+        with connect(relay) as client:
+            client.sendall(bytes(2000))
+            wait_until(lambda: sum(map(len, sink.received)) == 5000, 5, "bytes after the last reset")
+        assert list(map(len, sink.received)) == [1000, 1000, 1000, 2000]
+        assert relay.stats()["resets"] == 3
 
 
 def test_reset_after_counts_replies_too(echo: Echo) -> None:

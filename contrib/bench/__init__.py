@@ -1,1 +1,1 @@
-"""sftpmount beside other mounts of the same server: `throughput` is the command, `workloads` what it can measure."""
+"""sftpmount beside other mounts of the same server: `throughput` measures how fast, `faults` what they do when something fails."""

@@ -305,6 +305,7 @@ class Filesystem:
         if is_libfuse_name(new) and moving is not None and not moving.is_dir:
             with held_still([moving]):
                 self._removed.remove(self._ns, moving, self._far_path(old), old, self._far_path(new), new)
+                self._rename_open(moving)  # where it has another name, that leads to it after a reconnect
             return
         if self._removed.is_replacing_itself(new, moving):
             self.link(old, new)

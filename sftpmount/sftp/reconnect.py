@@ -25,6 +25,11 @@ T = TypeVar("T")
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MAX_S = 15.0
 STEADY_S = 10.0  # a session that lived this long was a good one
+# The server's process of the lost session may still have requests before it that we know nothing of: it is given this time
+# from when the server is there again, so that none of them comes behind what the next session does. A server that was
+# given up because it was silent (its disk hung, or all of it was suspended) is given more.
+SETTLE_S = 0.5
+SILENT_FACTOR = 10
 
 
 class Redo(Exception):
@@ -43,6 +48,7 @@ class Reconnecting:
         alive_count_max: int = 3,
         request_deadline_s: float = 300.0,
         lanes: int = 3,
+        settle_s: float = SETTLE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dial = dial
@@ -51,6 +57,8 @@ class Reconnecting:
         self._alive_count_max = alive_count_max
         self._request_deadline_s = request_deadline_s
         self._lanes = lanes
+        self._settle_s = settle_s
+        self._unsettled_s = 0.0  # what the session of before leaves us to wait
         self._clock = clock
         self._changed = threading.Condition()  # guards _session, _closing; no lock is taken under it
         self._session: Optional[Session] = None
@@ -124,6 +132,8 @@ class Reconnecting:
             if self._session is not session:
                 return
             self._session = None
+        factor = SILENT_FACTOR if session.fell_silent else 1
+        self._unsettled_s = self._settle_s * factor if session.in_doubt else 0.0
         log.warning("connection lost: %s; reconnecting", session.lost)
         self.on_lost()
         threading.Thread(target=self._reconnect, name="sftp-reconnect", daemon=True).start()
@@ -138,6 +148,7 @@ class Reconnecting:
                 session = self._new_session()
                 try:
                     self.on_connected(session)
+                    self._closing.wait(self._unsettled_s)
                 except BaseException:
                     session.abort(ConnectionLost("the directory that was mounted is not there"))
                     raise

@@ -286,6 +286,9 @@ class Remote(Reconnecting):
                 return file, lane.request(wire.FSTAT, wire.string(handle)).wait().attrs()
 
         def recheck(session: Session) -> Tuple[RemoteFile, Attrs]:
+            if file.session is not None:  # the OPEN was answered, only the attributes were lost: it is ours
+                lane, handle = file.attach(session)
+                return file, lane.request(wire.FSTAT, wire.string(handle)).wait().attrs()
             if _lstat_or_none(session, path) is not None:
                 raise FsError(errno.EEXIST)
             raise Redo

@@ -35,6 +35,21 @@ T = TypeVar("T")
 DEFAULT_LIMITS = wire.Limits(34000, 32768, 32768, 0)
 # OpenSSH's 256 KiB packet less its own 1 KiB of headers; also what a limit of 0 ("none") is taken as.
 DATA_BYTES_MAX = 261120
+# Requests that change nothing on the server.
+_LOOKS = frozenset(
+    (
+        wire.INIT,
+        wire.CLOSE,
+        wire.READ,
+        wire.LSTAT,
+        wire.FSTAT,
+        wire.OPENDIR,
+        wire.READDIR,
+        wire.REALPATH,
+        wire.STAT,
+        wire.READLINK,
+    )
+)
 
 
 class ByteChannel(Protocol):
@@ -69,9 +84,10 @@ ReplyCallback = Callable[["Pending"], None]
 class Pending:
     """A request in flight. A raw lock is the event: concurrent.futures.Future costs ten times as much per request."""
 
-    __slots__ = ("_callback", "_lock", "body", "error", "kind", "request_id")
+    __slots__ = ("_callback", "_lock", "asked", "body", "error", "kind", "request_id")
 
-    def __init__(self, callback: Optional[ReplyCallback] = None) -> None:
+    def __init__(self, callback: Optional[ReplyCallback] = None, asked: int = wire.INIT) -> None:
+        self.asked = asked  # the request's type
         self.kind = 0
         self.request_id = 0  # set for VERSION alone, which has the version number in this place
         self.body = b""
@@ -217,7 +233,7 @@ class Lane:
         """
         if self._lost is not None or self._channel is None:
             raise NotSent(str(self._lost))
-        pending = Pending(callback)
+        pending = Pending(callback, kind)
         request_id = next(self._ids) & 0xFFFFFFFF
         if not self._pending:
             self._progress_s = self._clock()
@@ -237,6 +253,11 @@ class Lane:
     def in_flight(self) -> int:
         """Requests that wait for their reply."""
         return len(self._pending)
+
+    @property
+    def in_doubt(self) -> bool:
+        """True while a request that changes something is unanswered."""
+        return any(pending.asked not in _LOOKS for pending in list(self._pending.values()))
 
     @property
     def is_awaited(self) -> bool:
@@ -300,6 +321,8 @@ class Session:
     ) -> None:
         self.connection = connection
         self.lost: Optional[ConnectionLost] = None
+        self.in_doubt = False  # once lost: a request that changes something was unanswered
+        self.fell_silent = False  # once lost: by our own verdict, the server has not ended the connection
         self.limits = DEFAULT_LIMITS
         self._alive_interval_s = alive_interval_s
         self._alive_count_max = max(1, alive_count_max)
@@ -334,6 +357,7 @@ class Session:
             if self.lost is not None:
                 return
             self.lost = error
+        self.in_doubt = any(lane.in_doubt for lane in self._lanes)
         self._ended.set()
         self.connection.abort()
         for lane in list(self._lanes):
@@ -391,8 +415,10 @@ class Session:
                 ((lane.waiting_s(), lane.name) for lane in list(self._lanes)), default=(0.0, "")
             )
             if self._alive_interval_s and quiet_s >= self._alive_interval_s * self._alive_count_max:
+                self.fell_silent = True
                 self.abort(ConnectionLost(f"nothing heard from the server for {quiet_s:.0f} s"))
             elif stuck > self._request_deadline_s:
+                self.fell_silent = True
                 self.abort(ConnectionLost(f"no reply on the {lane_name} lane for {stuck:.0f} s"))
             elif self._alive_interval_s and min(quiet_s, now - asked_s) >= self._alive_interval_s:
                 asked_s = now

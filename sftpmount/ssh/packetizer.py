@@ -36,6 +36,7 @@ _RECEIVE_BUFFER_BYTES = 1024 * 1024
 _SCRATCH_BYTES = _PACKET_BYTES_MAX + 64
 _BANNER_LINE_BYTES_MAX = 8192
 _POLL_MS = 1000
+_RESET_ON_CLOSE = Struct("ii").pack(1, 0)  # struct linger
 _NAP_S = 0.0005
 _RANDOM_BYTES = 8192
 _QUEUED_PACKETS_MAX = 10_000  # more are answers to a server that asks and asks, and does not read
@@ -471,9 +472,18 @@ class PacketStream:
     def closed(self) -> bool:
         return self._closed
 
-    def close(self) -> None:
-        """Shut the connection down: every wait in it ends at once. Idempotent, from any thread; never waits."""
+    def close(self, *, and_forget: bool = False) -> None:
+        """Shut the connection down: every wait in it ends at once. Idempotent, from any thread; never waits.
+
+        With ``and_forget`` the kernel sends nothing more of what we gave it: on a line that comes back after a minute, it
+        would change files under those who have done other things with them since.
+        """
         self._closed = True
+        try:
+            if and_forget:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        except OSError:
+            pass  # no TCP, or gone
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:

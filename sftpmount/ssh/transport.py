@@ -307,7 +307,7 @@ class Connection:
 
     def abort(self) -> None:
         """End the connection at once, without waiting: every waiter gets ConnectionLost. Idempotent, from any thread."""
-        self._transport.packetizer.close()
+        self._transport.packetizer.close(and_forget=True)
         if self._via is not None:
             self._via.abort()
 

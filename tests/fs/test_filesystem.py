@@ -1185,6 +1185,18 @@ class TestLoss:
         fs.release(writer)
         fs.release(reader)
 
+    def test_an_open_file_that_loses_one_of_its_names_is_opened_again_by_the_other(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
+        handle = fs.create(b"/f", NEW, 0o644)
+        fs.link(b"/f", b"/g")
+        fs.rename(b"/f", b"/.fuse_hidden0001")  # what libfuse makes of an unlink
+        server.cut()
+        fs.write(handle, b"abc", 0)
+        fs.flush(handle)
+        assert server.disk(b"/home/g") == b"abc"
+        fs.release(handle)
+
     def test_times_set_before_close_survive_a_loss(self, server: FakeServer, fs: Filesystem) -> None:
         """tar sets the times of a file that is still open."""
         handle = fs.create(b"/f", NEW, 0o644)

@@ -37,7 +37,13 @@ def make_remote() -> Iterator[Callable[..., Remote]]:
     made: List[Remote] = []
 
     def make(server: Any, **settings: Any) -> Remote:
-        settings = {"retry_timeout_s": 20.0, "alive_interval_s": 0.0, "lanes": 1, **settings}
+        settings = {
+            "retry_timeout_s": 20.0,
+            "alive_interval_s": 0.0,
+            "lanes": 1,
+            "settle_s": 0.0,
+            **settings,
+        }
         remote = Remote(server.dial, **settings)
         made.append(remote)
         remote.start()

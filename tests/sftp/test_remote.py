@@ -408,6 +408,16 @@ class TestReopenedHandles:
         assert caught.value.errno == errno.ESTALE
         assert not server.has(b"/home/f")
 
+    def test_an_exclusive_create_that_was_answered_is_ours(
+        self, server: FakeServer, make_remote: Callable[..., Remote]
+    ) -> None:
+        """Only the answer to the question behind it is lost."""
+        remote = make_remote(server)
+        lost = server.arm(Fault("cut before", named("LSTAT")))
+        file, attrs = remote.open(b"/home/f", W | CREAT | EXCL)
+        assert lost.fired.is_set() and attrs.size == 0
+        remote.close_file(file)
+
     def test_the_owner_verifies_what_was_reopened(
         self, server: FakeServer, make_remote: Callable[..., Remote]
     ) -> None:
@@ -655,6 +665,39 @@ class TestOutage:
         server.cut()
         time.sleep(1.5)  # what is tested is how little happens meanwhile
         assert 2 <= server.dials <= 8
+
+    @pytest.mark.parametrize("is_in_doubt", [True, False])
+    def test_a_request_that_the_lost_session_left_behind_does_not_come_last(
+        self, server: FakeServer, make_remote: Callable[..., Remote], is_in_doubt: bool
+    ) -> None:
+        """The server's process goes on with what it had received, while the next session is at work."""
+        server.make(b"/home/f", b"....")
+        remote = make_remote(server, settle_s=2.0)
+        file, _ = remote.open(b"/home/f", R | W)
+        late = server.arm(Fault("hold before", named("WRITE" if is_in_doubt else "READ")))
+        session = remote.session()
+        if is_in_doubt:
+            remote.write_soon(file, session, 0, [memoryview(b"old!")], lambda pending: None)
+        else:
+            remote.read_soon(file, session, 0, 4, lambda pending: None)
+        assert late.fired.wait(WAIT_S)
+        started = time.monotonic()
+        server.cut()
+        timer = threading.Timer(0.5, late.release)
+        timer.start()
+
+        def again(session: Session) -> None:
+            written: List[Pending] = []
+            remote.write_soon(file, session, 0, [memoryview(b"new!")], written.append)
+            remote.fstat_soon(file, session).wait()
+            written[0].expect_ok()
+
+        remote.lstat(b"/home/f")  # notices the loss
+        remote.run(again)
+        took_s = time.monotonic() - started
+        timer.join()
+        assert took_s > 2.0 if is_in_doubt else took_s < 2.0
+        assert server.content(b"/home/f") == b"new!"
 
     def test_once_a_program_has_waited_in_vain_the_next_call_fails_at_once(
         self, server: FakeServer, make_remote: Callable[..., Remote]

@@ -227,11 +227,11 @@ def fuse_mounts() -> List[Tuple[str, str]]:
 
 
 def unmount_stale(root: Path) -> List[str]:
-    """Detach the mounts of Mount and SshfsMount under ``root``; returns the mountpoints."""
+    """Detach the mounts of Mount, SshfsMount and rclone under ``root``; returns the mountpoints."""
     stale = [
         path
         for path, fstype in fuse_mounts()
-        if fstype in (Mount.fstype, SshfsMount.fstype) and path.startswith(f"{root}/")
+        if fstype in (Mount.fstype, SshfsMount.fstype, "fuse.rclone") and path.startswith(f"{root}/")
     ]
     for path in stale:
         subprocess.run([_fusermount(), "-uz", path], capture_output=True)

@@ -105,12 +105,13 @@ class Relay:
         """Reset (RST) all connections, on both sides, now."""
         self._call("reset")
 
-    def reset_after(self, count_bytes: int, direction: str = "up") -> None:
+    def reset_after(self, count_bytes: int, direction: str = "up", *, times: int = 1) -> None:
         """Reset all connections once ``count_bytes`` more bytes (of all connections) were delivered in ``direction``.
 
-        Exactly that many are delivered. One-shot; a later call replaces an earlier one.
+        Exactly that many are delivered. This happens ``times`` times, each counted from the one before; a later call
+        replaces an earlier one.
         """
-        self._call("reset_after", count_bytes=count_bytes, direction=direction)
+        self._call("reset_after", count_bytes=count_bytes, direction=direction, times=times)
 
     def end(self, direction: str = "both") -> None:
         """Send the orderly end of the stream (FIN) to the receiver of ``direction``; drop what follows there."""
@@ -129,7 +130,10 @@ class Relay:
         self._call("set_target", port=port)
 
     def stats(self) -> Dict[str, int]:
-        """Bytes delivered so far as "up" and "down", connections so far as "accepted", those now as "open"."""
+        """Bytes delivered so far as "up" and "down", connections so far as "accepted", those now as "open".
+
+        "resets" is how often reset() or reset_after() has cut a connection.
+        """
         return {key: int(value) for key, value in self._call("stats").items()}
 
     def _call(self, command: str, **arguments: Any) -> Dict[str, Any]:
@@ -163,8 +167,14 @@ class _Direction:
         self.bps: Optional[float] = None
         self.delivered_bytes = 0
         self.reset_at: Optional[int] = None  # in units of delivered_bytes, as is:
+        self.reset_every_bytes = 0
+        self.resets_left = 0
         self.corrupt_at: Optional[int] = None
         self.stalls_new = False
+
+    def reset_after(self, count_bytes: int, times: int) -> None:
+        self.reset_at = self.delivered_bytes + count_bytes if times > 0 else None
+        self.reset_every_bytes, self.resets_left = count_bytes, times
 
     def marks(self) -> List[int]:
         return [mark for mark in (self.reset_at, self.corrupt_at) if mark is not None]
@@ -241,7 +251,7 @@ class _Pipe:
                 direction.corrupt_at = None
                 data = bytes([data[0] ^ 0x10]) + data[1:]
             if direction.delivered_bytes == direction.reset_at:
-                direction.reset_at = None
+                direction.reset_after(direction.reset_every_bytes, direction.resets_left - 1)
                 await _sent(self._sink)
                 self._server.reset()
                 raise ConnectionResetError  # this task is running: its cancellation would wait for its next wait
@@ -310,6 +320,7 @@ class _Server:
         self._target = int(settings["target"])
         self._connections: List[_Connection] = []
         self._accepted = 0
+        self._resets = 0
         self._running: List[asyncio.Task[None]] = []
         self._accepting: Optional[asyncio.Task[None]] = None
         self._set_line(settings["rtt_ms"], settings["up_bps"], settings["down_bps"])
@@ -348,6 +359,7 @@ class _Server:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def reset(self) -> None:
+        self._resets += bool(self._connections)
         for connection in self._connections:
             connection.reset()
 
@@ -409,9 +421,8 @@ class _Server:
             for connection in self._connections:
                 connection.pipes[name].flows.set()
 
-    def _reset_after(self, count_bytes: int, direction: str) -> None:
-        each = self.directions[direction]
-        each.reset_at = each.delivered_bytes + count_bytes
+    def _reset_after(self, count_bytes: int, direction: str, times: int) -> None:
+        self.directions[direction].reset_after(count_bytes, times)
 
     def _corrupt_after(self, count_bytes: int, direction: str) -> None:
         each = self.directions[direction]
@@ -436,7 +447,12 @@ class _Server:
 
     def _stats(self) -> Dict[str, int]:
         counts = {name: self.directions[name].delivered_bytes for name in DIRECTIONS}
-        return {**counts, "accepted": self._accepted, "open": len(self._connections)}
+        return {
+            **counts,
+            "accepted": self._accepted,
+            "open": len(self._connections),
+            "resets": self._resets,
+        }
 
 
 def _names(direction: str) -> Tuple[str, ...]:
