@@ -23,6 +23,7 @@ from typing import Any, Dict, Iterable, List, Optional, Protocol, Set, Tuple, Un
 
 import cachetools
 
+from .. import waiting
 from ..errors import StatusError
 from .extents import Extents
 
@@ -163,6 +164,7 @@ class FileCache:
         self.cut_to: Optional[int] = None
         self.truncating_to: Optional[int] = None  # what a truncation on its way asks for
         self.recut = False
+        self.cutting = waiting.RLock()  # held by who does that
         # The server's (size, mtime) that the clean bytes belong to; None while ours are the newer ones.
         self.validator: Optional[Version] = None
         # How often something was sent that changes the server's size or mtime, and how often when the validator was true.

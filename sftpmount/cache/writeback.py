@@ -57,6 +57,7 @@ class WriteBack:
         self._clock = clock
         self._lock = threading.Lock()  # guards _held
         self._held: Dict[FileCache, int] = {}
+        self.losses = 0  # sessions that ended
         self._closing = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="write-back", daemon=True)
         self._ticker.start()
@@ -255,14 +256,15 @@ class WriteBack:
 
     def _flush_on(self, session: Session, file: FileCache, target: Extents, commit: bool) -> Optional[Attrs]:
         with_fsync = commit and FSYNC in session.extensions
-        self._cut_again(session, file)
         for _ in range(PASSES_MAX):
+            self._cut_again(session, file)
             self._send(session, file)
             with file.lock:
                 # What another thread has taken must leave before the questions that are to cover it.
                 while any(file.leaving.overlaps(*span) for span in target):
                     waiting.wait(file.request_ended)
-                sends = file.sends
+                # What has not left may come behind the question, and be acknowledged before the answer is looked at.
+                sends = -1 if file.leaving or file.recut else file.sends
             committing = self._send_commit(session, file) if with_fsync else None
             with file.lock:
                 if not file.writers:
@@ -295,22 +297,26 @@ class WriteBack:
 
     def _cut_again(self, session: Session, file: FileCache) -> None:
         """The server may have forgotten a truncation: make it again, before the bytes that were written after it."""
-        with file.lock:
-            if not file.recut or file.cut_to is None or not file.writers:
-                return
-            writer: RemoteFile = file.writers[0].borrow()
-            sizes = (file.cut_to, file.size)
-        try:
-            for size in sizes:
-                self._remote.fsetstat_now(writer, session, Attrs(size=size))
-        finally:
-            writer.give_back()
-        with file.lock:
-            if session.lost is None:
-                file.recut = False
+        if not file.recut:
+            return
+        with file.cutting:  # not twice: the second would come behind what is sent after the first
+            with file.lock:
+                if not file.recut or file.cut_to is None or not file.writers:
+                    return
+                writer: RemoteFile = file.writers[0].borrow()
+                sizes = (file.cut_to, file.size)
+            try:
+                for size in sizes:
+                    self._remote.fsetstat_now(writer, session, Attrs(size=size))
+            finally:
+                writer.give_back()
+            with file.lock:
+                if session.lost is None:
+                    file.recut = False
 
     def lost(self) -> None:
         """The session ended: see ``FileCache.lost``. Called before there can be another session."""
+        self.losses += 1
         for file in self.files():
             with file.lock:
                 file.lost()

@@ -99,7 +99,13 @@ class Files:
             if file is not None:
                 file.truncating_to = None
 
-    def changed_size(self, node: Node, size: int) -> None:
+    @property
+    def losses(self) -> int:
+        """How many sessions have ended so far."""
+        return self._writeback.losses
+
+    def changed_size(self, node: Node, size: int, losses: int) -> None:
+        """The server has truncated it; ``losses`` is what it was before it was asked to."""
         if node.file is not None:
             can_commit = self._remote.has(FSYNC)
             with node.file.lock:
@@ -108,8 +114,13 @@ class Files:
                     node.file.forget_cut()
                 node.file.is_now(None)
                 node.file.sends += 1
+                # An open that truncates is told of a time that may be forgotten with it.
+                node.file.times_set = True
                 node.file.mtime = None
-            self._writeback.account(node.file)
+                # A loss from here on makes the cut again, one before did not.
+                self._writeback.account(node.file)
+                if self.losses != losses:
+                    node.file.recut = node.file.cut_to is not None
         self._ns.set_attrs(node, Attrs(size=size, mtime=int(self._wall())))
         if node.file is None or not node.file.writers:
             self._ns.distrust(node)  # the mtime is the server's to tell

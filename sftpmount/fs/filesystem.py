@@ -421,22 +421,25 @@ class Filesystem:
 
     def truncate(self, path: Optional[bytes], size: int, handle: Optional[Handle] = None) -> Node:
         """Cut a file, or extend it with a hole, by path or by a handle that may write."""
-        if handle is not None:
-            node = handle.node
-        else:
+        if handle is None:
             assert path is not None
-            node = self._look_up(path)
-            if node.is_dir:
+            if self._look_up(path).is_dir:
                 raise FsError(errno.EISDIR)
+            # Through a handle, which keeps the cut until it is committed: a server that forgets it is told again.
+            handle = self.open(path, os.O_WRONLY)
+            try:
+                node = self.truncate(None, size, handle)
+                self.files.flush(handle)
+            finally:
+                self.files.release(handle)
+            return node
+        node = handle.node
         with node.operation:
             self.files.store(node)
             with self.files.truncating(node, size):
-                if handle is not None:
-                    self._remote.fsetstat(handle.remote, Attrs(size=size))
-                else:
-                    assert path is not None
-                    self._remote.setstat(self._far_path(path), Attrs(size=size))
-                self.files.changed_size(node, size)
+                losses = self.files.losses
+                self._remote.fsetstat(handle.remote, Attrs(size=size))
+                self.files.changed_size(node, size, losses)
         return node
 
     # -- files --------------------------------------------------------------------------------------------------------
@@ -446,17 +449,18 @@ class Filesystem:
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         pflags = pflags_of(flags)
         node = self._ns.get(path)
+        losses = self.files.losses
         if not pflags & wire.FXF_TRUNC:
             handle = self._open(path, pflags, writable)
         elif node is None:
             handle = self._open(path, pflags, writable)
-            self.files.changed_size(handle.node, 0)
+            self.files.changed_size(handle.node, 0, losses)
         else:
             with node.operation:
                 self.files.store(node)
                 with self.files.truncating(node, 0):
                     handle = self._open(path, pflags, writable)
-                    self.files.changed_size(handle.node, 0)
+                    self.files.changed_size(handle.node, 0, losses)
         handle.appends = bool(flags & os.O_APPEND)
         return handle
 
@@ -477,6 +481,7 @@ class Filesystem:
     def create(self, path: bytes, flags: int, mode: int) -> Handle:
         """Create and open a file; with O_EXCL it fails with EEXIST where the name is taken."""
         pflags = pflags_of(flags) | wire.FXF_CREAT | (wire.FXF_EXCL if flags & os.O_EXCL else 0)
+        losses = self.files.losses
         try:
             remote, attrs = self._remote.open(self._far_path(path), pflags, Attrs(mode=stat.S_IMODE(mode)))
         except FsError:
@@ -485,7 +490,7 @@ class Filesystem:
         node = self._ns.created(path, attrs)
         handle = self.files.attach(node, remote, attrs, flags & os.O_ACCMODE != os.O_RDONLY)
         if pflags & wire.FXF_TRUNC and not pflags & wire.FXF_EXCL:
-            self.files.changed_size(node, 0)  # it may have been there after all
+            self.files.changed_size(node, 0, losses)  # it may have been there after all
         remote.mode = None if attrs.mode is None else stat.S_IMODE(attrs.mode)
         handle.appends = bool(flags & os.O_APPEND)
         return handle
