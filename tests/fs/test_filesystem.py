@@ -1197,6 +1197,66 @@ class TestLoss:
         assert server.disk(b"/home/g") == b"abc"
         fs.release(handle)
 
+    def test_two_threads_do_not_both_make_a_forgotten_cut_again(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
+        """The second would come behind the bytes that were sent after the first, and take them away."""
+        server.make(b"/home/f", b"old" * 1000)
+        handle = fs.open(b"/f", RW)
+        fs.truncate(None, 0, handle)
+        fs.write(handle, b"new", 0)
+        server.crash()
+        wait_until(lambda: handle.file.recut, WAIT_S, "the loss to be known")
+        original = fs._remote.fsetstat_now
+        first_is_slow, go_on = threading.Event(), threading.Event()
+
+        def slow(*arguments: Any) -> None:
+            if not first_is_slow.is_set():
+                first_is_slow.set()
+                go_on.wait(0.5)  # long enough for the other to cut, write and commit
+            original(*arguments)
+
+        fs._remote.fsetstat_now = slow  # type: ignore[method-assign]
+        flush = threading.Thread(target=fs.files.store, args=(handle.node,))
+        flush.start()
+        assert first_is_slow.wait(WAIT_S)
+        fs.fsync(handle)
+        go_on.set()
+        flush.join(WAIT_S)
+        assert server.disk(b"/home/f") == b"new"
+        assert server.content(b"/home/f") == b"new"
+        fs.release(handle)
+
+    @pytest.mark.parametrize("by_path", [False, True])
+    def test_a_cut_that_is_forgotten_before_we_hear_of_it_is_made_again(
+        self, server: FakeServer, fs: Filesystem, by_path: bool
+    ) -> None:
+        """The server answers the truncation, and loses it, before the answer is taken in."""
+        server.make(b"/home/f", b"old" * 1000)
+        handle = fs.open(b"/f", RW)
+        original = fs._remote.fsetstat
+
+        def and_crash(*arguments: Any) -> None:
+            original(*arguments)
+            fs._remote.fsetstat = original  # type: ignore[method-assign]
+            server.crash()
+            wait_until(lambda: fs._remote.reconnects == 1, WAIT_S, "the reconnect")
+
+        fs._remote.fsetstat = and_crash  # type: ignore[method-assign]
+        if by_path:
+            fs.truncate(b"/f", 0)
+        else:
+            fs.truncate(None, 0, handle)
+        fs.write(handle, b"new", 0)
+        fs.flush(handle)
+        assert server.disk(b"/home/f") == b"new"
+        fs.release(handle)
+
+    def test_a_truncation_by_name_is_committed(self, server: FakeServer, fs: Filesystem) -> None:
+        server.make(b"/home/f", b"old" * 1000)
+        fs.truncate(b"/f", 3)
+        assert server.disk(b"/home/f") == b"old"
+
     def test_times_set_before_close_survive_a_loss(self, server: FakeServer, fs: Filesystem) -> None:
         """tar sets the times of a file that is still open."""
         handle = fs.create(b"/f", NEW, 0o644)
