@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import resource
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 # Python's default of 5 ms lets the thread that computes hold up the one that answers the kernel: at 0.5 ms a sequential
 # write is a third faster.
+_M_ARENA_MAX = -8  # malloc.h
 SWITCH_INTERVAL_S = 0.0005
 
 _NO_FSYNC = "this server has no fsync@openssh.com: what it has received may be lost if it crashes."
@@ -101,6 +103,7 @@ def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
     daemon.die_of_stop_signals()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold keys and passwords
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _limit_arenas()
     prompt = Prompt(os.environ, batch_mode=wanted.ssh.batch_mode)
     terminal = None
     if wanted.foreground:
@@ -116,6 +119,14 @@ def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
     for each in lost:
         log.error("not stored: %s", each)
     return 1 if lost else 0
+
+
+def _limit_arenas() -> None:
+    """glibc gives threads heaps of their own, and each keeps what it once needed; Python's threads allocate in turn."""
+    try:
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+    except AttributeError:
+        pass  # another libc
 
 
 def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[], None]) -> List[str]:

@@ -18,9 +18,10 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 from ..cache.blocks import FileCache
 from ..cache.namespace import Absent, Namespace, Node
-from ..errors import FsError, RemoteDirectoryError
+from ..errors import ConnectionLost, FsError, RemoteDirectoryError
 from ..sftp import wire
 from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote
+from ..sftp.session import Session
 from ..sftp.wire import Attrs
 from .files import Files, held_still
 from .handles import Handle, Stat, pflags_of
@@ -187,11 +188,29 @@ class Filesystem:
             attrs = self._remote.lstat(self._far_path(path))
         except FsError as error:
             if error.errno == errno.ENOENT and path != b"/":
+                if self._ns.get(path) is not None and self._was_another_directory():
+                    return self._ask(path)
                 self._ns.told_absent(path, mark)
             raise
         node = self._ns.told(path, attrs, mark)
         self.files.revalidate(node)
         return node
+
+    def _was_another_directory(self) -> bool:
+        """What we know is not there any more: true where the directory was not the mounted one, and is again now.
+
+        A server whose backup disk is unmounted under a living session shows what lies below it. That is an outage.
+        """
+
+        def check(session: Session) -> None:
+            try:
+                self._mounted.check(session)
+            except RemoteDirectoryError as error:
+                raise ConnectionLost(str(error)) from None
+
+        before = self._remote.reconnects
+        self._remote.run(check)
+        return self._remote.reconnects != before
 
     def stat_of(self, node: Node) -> Stat:
         """The attributes to show: ours while they are right and the server's are not."""
@@ -225,6 +244,8 @@ class Filesystem:
         for _ in range(3):  # we changed something in it while the server was listing it: once more
             mark = self._ns.mark()
             entries = self._remote.listdir(self._far_path(path))
+            if not entries and self._ns.children(path) and self._was_another_directory():
+                continue
             if self._ns.told_listing(path, entries, mark):
                 break
         listing = self._ns.listing(path)
@@ -330,11 +351,14 @@ class Filesystem:
                 replaced.file.distrust()
                 for handle in replaced.file.handles:
                     handle.remote.path = b""  # the name leads to another file now
+        elif replaced is not None:
+            self._rename_open(replaced)
         self._removed.directory_renamed(old, new)
         for node in self._ns.open_nodes(new):
             self._rename_open(node)
 
     def _rename_open(self, node: Node) -> None:
+        """Its handles are opened again, after a reconnect, by a name that it has."""
         path = self._ns.path_of(node)
         if path is not None and node.file is not None:
             with node.file.lock:

@@ -26,8 +26,8 @@ LIBFUSE_PREFIX = b".fuse_hidden"
 PREFIX = b".sftpmount-removed-"
 # How long the release of a file that was closed a moment ago may take to arrive.
 RELEASE_S = 0.03
-# How long after the first step of a replacement the second may take to arrive.
-REPLACE_S = 0.1
+# How long after the first step of a replacement the second may take to arrive, on a busy machine.
+REPLACE_S = 0.5
 # How long a removal or a replacement is remembered, for answers that were asked for before it.
 REMEMBER_S = 60.0
 

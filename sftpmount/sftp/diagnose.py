@@ -57,8 +57,11 @@ def _named_failure(session: Session, what: str, paths: Sequence[bytes]) -> Optio
         return errno.EISDIR
     if what == "unlink" and mode is not None and stat.S_ISDIR(mode):
         return errno.EISDIR
+    if what == "rmdir" and mode is not None and not stat.S_ISDIR(mode):
+        return errno.ENOTDIR
     if what == "rmdir" and mode is not None:
-        return errno.ENOTEMPTY if stat.S_ISDIR(mode) else errno.ENOTDIR
+        # An empty one on a read-only disk is refused with the same word.
+        return errno.EROFS if _is_read_only(_statvfs(session, paths[-1])) else errno.ENOTEMPTY
     if what == "rename":
         return _rename_failure(session, paths[0], paths[-1], mode)
     return None
@@ -87,13 +90,17 @@ def _disk_failure(session: Session, paths: Sequence[bytes]) -> Optional[int]:
         disk = _statvfs(session, path)
         if disk is None:
             continue
-        if disk.flag & wire.STATVFS_READ_ONLY:
+        if _is_read_only(disk):
             return errno.EROFS
         # Where another writer frees a little meanwhile the file system is still full to everyone who writes blocks.
         if disk.bavail * max(disk.frsize, 1) < 1 << 20 or (disk.files and not disk.favail):
             return errno.ENOSPC
         return None
     return None
+
+
+def _is_read_only(disk: Optional[wire.StatVfs]) -> bool:
+    return disk is not None and bool(disk.flag & wire.STATVFS_READ_ONLY)
 
 
 def _mode(session: Session, path: bytes) -> Optional[int]:

@@ -8,6 +8,7 @@ programs ask for within as long again fail at once: to them one call is often se
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import random
 import threading
@@ -139,6 +140,7 @@ class Reconnecting:
         threading.Thread(target=self._reconnect, name="sftp-reconnect", daemon=True).start()
 
     def _reconnect(self) -> None:
+        gc.collect()  # the lost session is a ring of objects with megabytes of buffers, and nothing else waits just now
         if self._clock() - self._connected_s > STEADY_S:
             self._backoff_s = 0.0  # a session that ends as soon as it begins is no reason to be quick
         complaint = ""

@@ -9,7 +9,7 @@ from typing import Callable, Optional, Tuple
 
 from .. import waiting
 from ..errors import FX_NO_SUCH_FILE, FX_PERMISSION_DENIED, FsError, StatusError
-from . import wire
+from . import diagnose, wire
 from .session import Lane, Session
 from .wire import Attrs
 
@@ -126,7 +126,8 @@ class RemoteFile:
                     lane.request(wire.CLOSE, wire.string(handle))
                     raise
             except StatusError as status:
-                code = errno.ESTALE if status.code == FX_NO_SUCH_FILE else status.errno
+                gone = status.code == FX_NO_SUCH_FILE
+                code = errno.ESTALE if gone else diagnose.errno_for(session, "open", status, (self.path,))
                 raise FsError(code) from None
             self.opened(session, lane, handle)
             return lane, handle

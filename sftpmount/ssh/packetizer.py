@@ -496,6 +496,7 @@ class PacketStream:
         with self._socket_lock:
             if not self._released:
                 self._released = True
+                self._queue.clear()
                 self._socket.close()
                 self._wake_in.close()
                 self._wake_out.close()

@@ -8,7 +8,7 @@ from typing import Callable, List
 
 import pytest
 
-from fs.conftest import START_S
+from fs.conftest import START_S, Clock
 from sftp.fake_server import FakeServer, Inode
 from sftpmount.errors import FsError
 from sftpmount.fs.filesystem import Filesystem
@@ -118,3 +118,31 @@ def test_an_empty_directory_elsewhere_is_another_one(server: FakeServer, mount: 
         fs.mkdir(b"/new", 0o755)
     assert raised.value.errno == errno.ETIMEDOUT
     assert server.root.children[b"home"].children == {}
+
+
+@pytest.mark.parametrize("look", [lambda fs: names(fs), lambda fs: fs.getattr(b"/backup").size])
+def test_a_disk_that_is_unmounted_under_a_living_session_is_waited_for(
+    server: FakeServer, disk: Disk, mount: Mount, clock: Clock, look: Callable[[Filesystem], object]
+) -> None:
+    fs = mount(server, retry_timeout_s=1.0)
+    before = look(fs)
+    clock.s += 60
+    disk.unmount()
+    with pytest.raises(FsError) as raised:
+        look(fs)
+    assert raised.value.errno == errno.ETIMEDOUT
+    disk.mount()
+    wait_until(lambda: fs._remote.connected, WAIT_S, "the reconnect")
+    assert look(fs) == before
+
+
+def test_what_others_removed_is_removed(server: FakeServer, disk: Disk, mount: Mount, clock: Clock) -> None:
+    fs = mount(server)
+    assert names(fs) == [b"backup"]
+    clock.s += 60
+    disk.contents.children.clear()
+    with pytest.raises(FsError) as raised:
+        fs.getattr(b"/backup")
+    assert raised.value.errno == errno.ENOENT
+    assert names(fs) == []
+    assert fs._remote.reconnects == 0
