@@ -24,7 +24,10 @@ settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what runs under nohup hands down that it is ignored
+# What runs under nohup, or in the background of a script, hands down that these are ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

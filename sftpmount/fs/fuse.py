@@ -482,6 +482,7 @@ def serve(
         "max_write": str(MAX_WRITE_BYTES),
         "max_read": str(MAX_WRITE_BYTES),
         "atomic_o_trunc": True,
+        "sync_read": True,
         "entry_timeout": str(ENTRY_TIMEOUT_S if cached else 0.0),
         "attr_timeout": str(ATTR_TIMEOUT_S if cached else 0.0),
         **fuse_options,
