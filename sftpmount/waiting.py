@@ -27,14 +27,27 @@ class _Lock(Protocol):
 
 class _Thread(threading.local):
     is_interrupted: Optional[Callable[[], bool]] = None
+    end_of_operation: Optional[Callable[[], Callable[[], bool]]] = None
 
 
 _thread = _Thread()
 
 
-def serve(is_interrupted: Callable[[], bool]) -> None:
-    """This thread serves programs from now on; ``is_interrupted()`` tells whether the present one is being ended."""
+def serve(
+    is_interrupted: Callable[[], bool],
+    end_of_operation: Optional[Callable[[], Callable[[], bool]]] = None,
+) -> None:
+    """This thread serves programs from now on; ``is_interrupted()`` tells whether the present one is being ended.
+
+    ``end_of_operation()`` gives a function that tells any thread, later, whether what this one does now is over for libfuse.
+    """
     _thread.is_interrupted = is_interrupted
+    _thread.end_of_operation = end_of_operation
+
+
+def end_of_operation() -> Callable[[], bool]:
+    """Tells from now on whether this thread's operation is over, where that can be known; else it is always False."""
+    return _thread.end_of_operation() if _thread.end_of_operation is not None else lambda: False
 
 
 def is_for_a_program() -> bool:

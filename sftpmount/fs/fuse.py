@@ -114,7 +114,8 @@ class _Adapter(_Base):  # type: ignore[misc]
         self._handles: Dict[int, Any] = {}
         self._numbers = itertools.count(1)
         self._threads = itertools.count()
-        self._thread = threading.local()  # is_kept: set once Python's record of this thread may stay
+        self._thread = threading.local()  # caller: set with the first operation
+        self._device: Optional[int] = None  # the descriptor of /dev/fuse
         # What the kernel was last told: node id -> (size, when). Entries older than the attribute timeout mean nothing.
         self._told: Dict[int, Tuple[int, float]] = {}
         encoded = {
@@ -126,9 +127,10 @@ class _Adapter(_Base):  # type: ignore[misc]
         """The errno boundary: whatever happens, libfuse gets an int."""
         next(self._begun)
         try:
-            if not hasattr(self._thread, "is_kept"):
-                waiting.serve(self._is_given_up)
-                self._keep_thread()
+            try:
+                self._thread.caller.operations += 1
+            except AttributeError:
+                self._new_thread()
             return func(*args) or 0
         except OSError as error:
             return -(error.errno or errno.EIO)
@@ -138,10 +140,21 @@ class _Adapter(_Base):  # type: ignore[misc]
         finally:
             next(self._ended)
 
-    def _keep_thread(self) -> None:
-        self._thread.is_kept = next(self._threads) < _KEPT_THREADS_MAX
-        if self._thread.is_kept:
+    def _new_thread(self) -> None:
+        caller = self._thread.caller = _Caller()
+        waiting.serve(self._is_given_up, lambda: self._end_of_operation(caller))
+        if next(self._threads) < _KEPT_THREADS_MAX:
             ctypes.pythonapi.PyGILState_Ensure()
+
+    def _end_of_operation(self, caller: _Caller) -> Callable[[], bool]:
+        after = caller.operations + 1  # may be the second step of this one, a rename, unless it is what asks
+
+        def is_over() -> bool:
+            return (
+                caller.operations > after or caller is self._thread.caller or caller.is_reading(self._device)
+            )
+
+        return is_over
 
     def _is_given_up(self) -> bool:
         return self._is_forced or _is_being_ended()
@@ -190,10 +203,10 @@ class _Adapter(_Base):  # type: ignore[misc]
     # -- looking --------------------------------------------------------------------------------------------------------
 
     def init(self, conn: Any) -> int:
-        device = _fuse_device()
-        if device is not None:
+        self._device = _fuse_device()
+        if self._device is not None:
             threading.Thread(
-                target=self._watch_for_force, args=(os.dup(device),), name="force", daemon=True
+                target=self._watch_for_force, args=(os.dup(self._device),), name="force", daemon=True
             ).start()
         self._on_ready()
         return 0
@@ -392,6 +405,25 @@ class _Adapter(_Base):  # type: ignore[misc]
             finally:
                 next(self._begun)
         return 0
+
+
+class _Caller:
+    """A thread of libfuse."""
+
+    __slots__ = ("operations", "thread_id")
+
+    def __init__(self) -> None:
+        self.thread_id = threading.get_native_id()
+        self.operations = 0
+
+    def is_reading(self, device: Optional[int]) -> bool:
+        """True where it waits for the kernel's next request."""
+        try:
+            with open(f"/proc/self/task/{self.thread_id}/syscall", encoding="ascii") as file:
+                fields = file.read().split()  # number, arguments; or "running"
+            return len(fields) > 1 and int(fields[1], 16) == device
+        except (OSError, ValueError):
+            return False
 
 
 class _Directory:

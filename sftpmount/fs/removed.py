@@ -26,8 +26,10 @@ LIBFUSE_PREFIX = b".fuse_hidden"
 PREFIX = b".sftpmount-removed-"
 # How long the release of a file that was closed a moment ago may take to arrive.
 RELEASE_S = 0.03
-# How long after the first step of a replacement the second may take to arrive, on a busy machine.
-REPLACE_S = 0.5
+# How long after the first step of a replacement the second may take to arrive, on a busy machine; and how often it is looked
+# whether libfuse has gone on to something else.
+REPLACE_S = 2.0
+LOOK_S = 0.002
 # How long a removal or a replacement is remembered, for answers that were asked for before it.
 REMEMBER_S = 60.0
 
@@ -46,9 +48,8 @@ class RemovedFiles:
         self._lock = threading.Lock()
         self._unpinned = threading.Condition()
         self._returned = threading.Condition()  # guards _gone and _coming
-        self._gone: Dict[
-            bytes, Tuple[float, Node]
-        ] = {}  # paths removed while open -> when, and what was there
+        # Paths removed while open -> when, what was there, and whether libfuse is done with that operation.
+        self._gone: Dict[bytes, Tuple[float, Node, Callable[[], bool]]] = {}
         # Those of them that are being removed, or replaced by a rename, right now.
         self._coming: Set[bytes] = set()
         self._replaced: Dict[bytes, float] = {}  # paths that were replaced -> when
@@ -81,7 +82,7 @@ class RemovedFiles:
             self.rename_ends(old)
             raise
         with self._returned:
-            self._gone[old] = (self._clock(), node)
+            self._gone[old] = (self._clock(), node, waiting.end_of_operation())
             self._coming.discard(old)
             self._returned.notify_all()
 
@@ -89,11 +90,11 @@ class RemovedFiles:
         """From before the server knows: whoever finds the name gone is to find it here."""
         with self._returned:
             now = self._clock()
-            for old in [each for each, (since, _) in self._gone.items() if since < now - REMEMBER_S]:
+            for old in [each for each, (since, _, _) in self._gone.items() if since < now - REMEMBER_S]:
                 if old not in self._coming:
                     del self._gone[old]
             self._replaced = {each: when for each, when in self._replaced.items() if when > now - REMEMBER_S}
-            self._gone[path] = (now, node)
+            self._gone[path] = (now, node, waiting.end_of_operation())
             self._coming.add(path)
 
     def _take_away(
@@ -130,7 +131,7 @@ class RemovedFiles:
 
     def is_replacing_itself(self, path: bytes, node: Optional[Node]) -> bool:
         """True where ``node`` is renamed to a name that it just had itself: POSIX leaves both names of a hard link."""
-        since, gone = self._gone.get(path, (0.0, None))
+        since, gone, _ = self._gone.get(path, (0.0, None, None))
         return gone is not None and gone is node and self._clock() - since < REPLACE_S
 
     def rename_begins(self, path: bytes) -> None:
@@ -156,21 +157,21 @@ class RemovedFiles:
         """True, after a wait, where ``path`` seemed absent only because libfuse replaces an open file in two steps.
 
         To POSIX a rename over an open file is one step; to libfuse it is this module's ``remove`` and then the rename.
-        Whoever looks between the two waits for the second, or long enough to know that there is none. ``asked_s`` is when
+        Whoever looks between the two waits for the second, or until libfuse is seen to have gone on without it. ``asked_s`` is when
         the answer was asked for: the second step may have come and gone since.
         """
         with self._returned:
             if path not in self._gone:
                 return self._replaced.get(path, asked_s - 1.0) >= asked_s
             while path in self._gone:
-                since, _ = self._gone[path]
-                remaining_s = since + REPLACE_S - self._clock()
-                if path not in self._coming and remaining_s <= 0:
-                    return False
                 if path in self._coming:
                     waiting.wait(self._returned)
-                else:
-                    self._returned.wait(remaining_s)
+                    continue
+                since, _, is_over = self._gone[path]
+                remaining_s = since + REPLACE_S - self._clock()
+                if remaining_s <= 0 or is_over():
+                    return False
+                self._returned.wait(min(remaining_s, LOOK_S))
             return True
 
     def forget(self, path: bytes) -> bool:

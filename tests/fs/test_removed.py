@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
-from typing import Any, Callable
+from typing import Any, Callable, List, Optional
 
 import pytest
 
 from sftp.fake_server import FakeServer, Fault, named
+from sftpmount import waiting
 from sftpmount.errors import FsError
+from sftpmount.fs import removed
 from sftpmount.fs.filesystem import Filesystem
 
 WAIT_S = 20.0
@@ -95,3 +98,30 @@ def test_what_is_only_removed_is_absent(fs: Filesystem, replacing: Callable[[], 
     fs.rename(b"/f", HIDDEN)
     with pytest.raises(FsError, match="No such file"):
         fs.getattr(b"/f")
+
+
+def test_who_looks_does_not_wait_once_libfuse_has_gone_on(
+    server: FakeServer, fs: Filesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unlink of an open file begins like a replacement; the thread that it came in tells which it was."""
+    over = threading.Event()
+    monkeypatch.setattr(waiting, "end_of_operation", lambda: over.is_set)
+    monkeypatch.setattr(removed, "REPLACE_S", 60.0)
+    handle = fs.create(b"/f", os.O_RDWR | os.O_CREAT, 0o644)
+    fs.rename(b"/f", HIDDEN)
+    found: List[Optional[int]] = []
+
+    def look() -> None:
+        try:
+            fs.getattr(b"/f")
+        except FsError as error:
+            found.append(error.errno)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive(), "the second step may still come"
+    over.set()
+    thread.join(WAIT_S)
+    assert found == [errno.ENOENT]
+    fs.release(handle)
