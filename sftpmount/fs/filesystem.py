@@ -328,8 +328,14 @@ class Filesystem:
                 self._removed.remove(self._ns, moving, self._far_path(old), old, self._far_path(new), new)
                 self._rename_open(moving)  # where it has another name, that leads to it after a reconnect
             return
-        if self._removed.is_replacing_itself(new, moving):
-            self.link(old, new)
+        if moving is not None and self._removed.is_replacing_itself(new, moving):
+            try:
+                self.link(old, new)
+            except FsError as error:
+                if error.errno != errno.EEXIST:
+                    raise
+                # The reply was lost: we have just taken the name away, so that it is there is our doing.
+                self._ns.linked(moving, new)
             return
         with held_still([*self._ns.open_nodes(old), *self._ns.open_nodes(new)]):
             self._rename(old, new, moving)

@@ -1257,6 +1257,21 @@ class TestLoss:
         fs.truncate(b"/f", 3)
         assert server.disk(b"/home/f") == b"old"
 
+    @pytest.mark.parametrize("cut", CUTS)
+    def test_a_rename_of_one_name_of_an_open_file_to_the_other_changes_nothing(
+        self, server: FakeServer, fs: Filesystem, cut: str
+    ) -> None:
+        """libfuse takes the other name away first, since the file is open, so that it must be made again."""
+        handle = fs.create(b"/f", NEW, 0o644)
+        fs.link(b"/f", b"/g")
+        fs.rename(b"/g", b"/.fuse_hidden0001")
+        lost = server.arm(Fault(cut, named("hardlink")))
+        fs.rename(b"/f", b"/g")
+        assert lost.fired.is_set()
+        assert server.has(b"/home/f") and server.has(b"/home/g")
+        assert fs.getattr(b"/g").ino == fs.getattr(b"/f").ino
+        fs.release(handle)
+
     def test_times_set_before_close_survive_a_loss(self, server: FakeServer, fs: Filesystem) -> None:
         """tar sets the times of a file that is still open."""
         handle = fs.create(b"/f", NEW, 0o644)
