@@ -40,6 +40,8 @@ REQUESTS_MAX = 64
 # another thread sent them, its write may come behind that pass's fsync. What is dirty after three is younger than the flush.
 PASSES_MAX = 3
 AGE_S = 2.0
+# Errors of who waits, or of the line: they say nothing of the bytes.
+NOT_THE_FILES_FAULT = (errno.EINTR, errno.ETIMEDOUT)
 
 
 class WriteBack:
@@ -92,7 +94,13 @@ class WriteBack:
             self.account(file)
         self._send_on(file, around=offset + len(data) - 1)
         if self.held_bytes > self._bytes_max:
-            self._make_room(file)
+            try:
+                self._make_room(file)
+            except FsError as error:
+                if (
+                    error.errno != errno.EINTR
+                ):  # it is taken in: told otherwise, a program that goes on would write it twice
+                    raise
 
     def tell(self, file: FileCache, handle: Teller) -> None:
         """Raise the failure that ``handle`` has not been told yet."""
@@ -173,7 +181,7 @@ class WriteBack:
             except BaseException as error:
                 with file.lock:
                     file.failed(start, end)
-                    if isinstance(error, FsError):
+                    if isinstance(error, FsError) and error.errno not in NOT_THE_FILES_FAULT:
                         file.refused(StatusError(4, str(error.strerror)))
                 raise
             finally:

@@ -95,6 +95,13 @@ class Files:
             file.truncating_to = size
         try:
             yield
+        except BaseException:
+            if file is not None:  # it may be done all the same
+                with file.lock:
+                    file.distrust()
+                    file.sends += 1
+            self._ns.distrust(node)
+            raise
         finally:
             if file is not None:
                 file.truncating_to = None
@@ -159,21 +166,29 @@ class Files:
 
     def attach(self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool) -> Handle:
         self._ns.pin(node)
-        with node.operation:
-            if node.file is None:
-                node.file = FileCache(next(self._file_ids), attrs.size or 0, self._clean)
-                node.file.times_set = node.times_set
-            file: FileCache = node.file
-            trusted = self.revalidate(node)
-            handle = Handle(node, file, remote, writable, Pattern(self._read_ahead_bytes_max))
-            # The kernel caches each name of a hard link by itself: what was written through another is not in it.
-            handle.trusted = trusted and not node.aliased
-            with file.lock:
-                remote.seen = file.validator
-                file.handles.append(handle)
-                if writable:
-                    file.writers.append(remote)
+        try:
+            with node.operation:
+                return self._new_handle(node, remote, attrs, writable)
+        except BaseException:
+            self._ns.unpin(node)
+            self._remote.close_file(remote)
+            raise
+
+    def _new_handle(self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool) -> Handle:
+        if node.file is None:
+            node.file = FileCache(next(self._file_ids), attrs.size or 0, self._clean)
+            node.file.times_set = node.times_set
+        file: FileCache = node.file
+        trusted = self.revalidate(node)
+        handle = Handle(node, file, remote, writable, Pattern(self._read_ahead_bytes_max))
+        # The kernel caches each name of a hard link by itself: what was written through another is not in it.
+        handle.trusted = trusted and not node.aliased
         remote.verify = lambda ask: self._verify_reopened(file, ask)
+        with file.lock:
+            remote.seen = file.validator
+            file.handles.append(handle)
+            if writable:
+                file.writers.append(remote)
         return handle
 
     def revalidate(self, node: Node) -> bool:

@@ -9,6 +9,7 @@ rename and unlink always go to the server. What this mount writes it sees at onc
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -16,6 +17,7 @@ import stat
 import time
 from typing import Callable, Dict, List, Optional, Tuple
 
+from .. import waiting
 from ..cache.blocks import FileCache
 from ..cache.namespace import Absent, Namespace, Node
 from ..errors import ConnectionLost, FsError, RemoteDirectoryError
@@ -204,7 +206,7 @@ class Filesystem:
 
         def check(session: Session) -> None:
             try:
-                self._mounted.check(session)
+                self._mounted.check(session, is_new=False)
             except RemoteDirectoryError as error:
                 raise ConnectionLost(str(error)) from None
 
@@ -244,7 +246,9 @@ class Filesystem:
         for _ in range(3):  # we changed something in it while the server was listing it: once more
             mark = self._ns.mark()
             entries = self._remote.listdir(self._far_path(path))
-            if not entries and self._ns.children(path) and self._was_another_directory():
+            known = {name for name, _ in self._ns.children(path)}
+            strange = known and not any(entry.name in known for entry in entries)
+            if strange and self._was_another_directory():
                 continue
             if self._ns.told_listing(path, entries, mark):
                 break
@@ -301,7 +305,8 @@ class Filesystem:
             return None
         node = self._ns.get(path)
         with held_still([node] if node is not None else []):
-            self._fresh_on_error(path, lambda: self._remote.unlink(self._far_path(path)))
+            with self._mounted.changing(path):
+                self._fresh_on_error(path, lambda: self._remote.unlink(self._far_path(path)))
             self._ns.removed(path)
             if node is not None:
                 self._rename_open(node)
@@ -314,7 +319,8 @@ class Filesystem:
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory."""
-        self._fresh_on_error(path, lambda: self._remote.rmdir(self._far_path(path)))
+        with self._mounted.changing(path):
+            self._fresh_on_error(path, lambda: self._remote.rmdir(self._far_path(path)))
         self._ns.removed(path)
 
     def rename(self, old: bytes, new: bytes) -> None:
@@ -324,7 +330,8 @@ class Filesystem:
             return
         moving = self._ns.get(old)
         if is_libfuse_name(new) and moving is not None and not moving.is_dir:
-            with held_still([moving]):
+            # One Ctrl-C between the steps, and the name would be gone that was only to be replaced.
+            with waiting.patiently(), held_still([moving]):
                 self._removed.remove(self._ns, moving, self._far_path(old), old, self._far_path(new), new)
                 self._rename_open(moving)  # where it has another name, that leads to it after a reconnect
             return
@@ -337,8 +344,10 @@ class Filesystem:
                 # The reply was lost: we have just taken the name away, so that it is there is our doing.
                 self._ns.linked(moving, new)
             return
-        with held_still([*self._ns.open_nodes(old), *self._ns.open_nodes(new)]):
-            self._rename(old, new, moving)
+        patience = waiting.patiently() if self._removed.was_removed(new) else contextlib.nullcontext()
+        with patience, held_still([*self._ns.open_nodes(old), *self._ns.open_nodes(new)]):
+            with self._mounted.changing(old, new):
+                self._rename(old, new, moving)
 
     def _rename(self, old: bytes, new: bytes, moving: Optional[Node]) -> None:
         self._removed.rename_begins(new)

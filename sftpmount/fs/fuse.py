@@ -11,6 +11,7 @@ kernel was told a moment ago (close-to-open: the kernel would cut reads at the o
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import errno
@@ -30,6 +31,7 @@ from ..cache.namespace import Node
 from ..errors import FsError, FuseUnavailable, MountpointError
 from .filesystem import UNKNOWN_INO, Filesystem
 from .handles import Handle, Stat
+from .removed import is_libfuse_name
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +166,16 @@ class _Adapter(_Base):  # type: ignore[misc]
         ended, begun = (int(repr(count)[len("count(") : -1]) for count in (self._ended, self._begun))
         return begun - ended
 
+    @contextlib.contextmanager
+    def _for_nobody(self) -> Iterator[None]:
+        """No program waits for what is done within: it must be done, and an orderly unmount may come before it is."""
+        next(self._ended)
+        try:
+            with waiting.patiently():
+                yield
+        finally:
+            next(self._begun)
+
     def _watch_for_force(self, device: int) -> None:
         """umount -f ends the kernel's side while programs wait; an orderly unmount is refused then."""
         poll = select.poll()
@@ -171,7 +183,7 @@ class _Adapter(_Base):  # type: ignore[misc]
         poll.poll()
         os.close(device)
         time.sleep(FORCED_S)
-        if self._in_progress():
+        if self._in_progress() and self._in_progress():  # one look can meet a release between the two counts
             log.warning("unmounted by force, while programs waited for the server")
             self._is_forced = True
             self._on_forced()
@@ -279,6 +291,10 @@ class _Adapter(_Base):  # type: ignore[misc]
         return 0
 
     def unlink(self, path: bytes) -> int:
+        if is_libfuse_name(path):  # its own, after the last release
+            with self._for_nobody():
+                self._fs.unlink(path)
+            return 0
         node = self._fs.unlink(path)
         if node is not None:
             self._show_to_other_links(node)
@@ -398,12 +414,8 @@ class _Adapter(_Base):  # type: ignore[misc]
     def release(self, path: Optional[bytes], fip: Any) -> int:
         handle = self._handles.pop(fip.contents.fh, None)
         if handle is not None:
-            next(self._ended)  # nobody waits for a release, and an unmount comes before it
-            try:
-                with waiting.patiently():
-                    self._fs.release(handle)
-            finally:
-                next(self._begun)
+            with self._for_nobody():
+                self._fs.release(handle)
         return 0
 
 

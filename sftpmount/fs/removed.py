@@ -9,6 +9,7 @@ for what they are.
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 import threading
@@ -107,7 +108,9 @@ class RemovedFiles:
             place = (b"" if self.root == b"/" else self.root) + b"/" + PREFIX + secrets.token_hex(8).encode()
             try:
                 self._remote.rename(far_old, place, node.attrs)
-            except FsError:
+            except FsError as error:
+                if error.errno == errno.ETIMEDOUT:
+                    raise
                 place = far_new
                 self._remote.rename(far_old, place, node.attrs)
         with self._lock:
@@ -133,6 +136,10 @@ class RemovedFiles:
         """True where ``node`` is renamed to a name that it just had itself: POSIX leaves both names of a hard link."""
         since, gone, _ = self._gone.get(path, (0.0, None, None))
         return gone is not None and gone is node and self._clock() - since < REPLACE_S
+
+    def was_removed(self, path: bytes) -> bool:
+        """True where ``path`` was removed while open: a rename to it may be the second step of a replacement."""
+        return path in self._gone
 
     def rename_begins(self, path: bytes) -> None:
         """A rename to ``path`` is on its way to the server."""

@@ -13,7 +13,7 @@ import logging
 import random
 import threading
 import time
-from typing import Callable, Optional, TypeVar
+from typing import Callable, Dict, Optional, TypeVar
 
 from .. import waiting
 from ..errors import ConnectionLost, FsError, NotSent, SftpMountError, StatusError
@@ -64,11 +64,12 @@ class Reconnecting:
         self._changed = threading.Condition()  # guards _session, _closing; no lock is taken under it
         self._session: Optional[Session] = None
         self._closing = threading.Event()
-        self._connected_s = clock()
+        self._connected_s = self._lost_s = clock()
+        self._extensions: Dict[bytes, bytes] = {}
+        self._sessions = 0
         self._backoff_s = 0.0
         self._vain_until_s = clock()  # programs that ask before this fail at once
         self._random = random.Random()
-        self.reconnects = 0
         self.on_lost: Callable[[], None] = lambda: None
         self.on_connected: Callable[[Session], None] = lambda session: None
 
@@ -85,6 +86,8 @@ class Reconnecting:
         with self._changed:
             if session.lost is None and not self._closing.is_set():
                 self._session = session
+                self._extensions = session.extensions
+                self._sessions += 1
                 self._connected_s = self._vain_until_s = self._clock()
                 self._changed.notify_all()
                 return True
@@ -101,6 +104,11 @@ class Reconnecting:
             session.close()
 
     @property
+    def reconnects(self) -> int:
+        """How often the connection was dialled again."""
+        return max(0, self._sessions - 1)
+
+    @property
     def connected(self) -> bool:
         """True while there is a session."""
         return self._session is not None
@@ -114,8 +122,8 @@ class Reconnecting:
         return self._current(None)
 
     def has(self, extension: bytes) -> bool:
-        """True where the server offers ``extension``."""
-        return extension in self._current(None).extensions
+        """True where the server offers ``extension``, or did when it was last there: this does not wait."""
+        return extension in self._extensions
 
     def _new_session(self) -> Session:
         connection = self._dial()
@@ -133,6 +141,7 @@ class Reconnecting:
             if self._session is not session:
                 return
             self._session = None
+            self._lost_s = self._clock()
         factor = SILENT_FACTOR if session.fell_silent else 1
         self._unsettled_s = self._settle_s * factor if session.in_doubt else 0.0
         log.warning("connection lost: %s; reconnecting", session.lost)
@@ -164,7 +173,6 @@ class Reconnecting:
                 continue
             if not self._install(session):
                 continue
-            self.reconnects += 1
             log.warning("connected again (reconnect %d)", self.reconnects)
             return
 
@@ -184,7 +192,7 @@ class Reconnecting:
                     if remaining_s <= 0 or (
                         waiting.is_for_a_program() and self._clock() < self._vain_until_s
                     ):
-                        if remaining_s <= 0:
+                        if remaining_s <= 0 and self._clock() - self._lost_s >= self._retry_timeout_s:
                             self._vain_until_s = deadline_s + self._retry_timeout_s
                         raise FsError(errno.ETIMEDOUT, "the server cannot be reached")
                 waiting.wait(self._changed)
@@ -204,6 +212,7 @@ class Reconnecting:
         unsure = False
         while True:
             session = self._current(deadline_s)
+            began_s = self._clock()
             try:
                 if unsure and recheck is not None:
                     try:
@@ -216,5 +225,7 @@ class Reconnecting:
             except ConnectionLost as error:
                 session.abort(error)
                 unsure = True
+            if self._clock() - began_s > STEADY_S:
+                deadline_s = None  # it had gone well for long: this is another outage
             if deadline_s is None:
                 deadline_s = self.deadline()

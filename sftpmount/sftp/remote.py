@@ -15,6 +15,7 @@ import logging
 import stat
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
+from .. import waiting
 from ..errors import (
     FX_NO_SUCH_FILE,
     ConnectionLost,
@@ -23,7 +24,7 @@ from ..errors import (
 )
 from . import diagnose, wire
 from .reconnect import Reconnecting, Redo
-from .remote_file import RemoteFile, lane_for
+from .remote_file import RemoteFile, handle_of, lane_for
 from .session import Pending, Session
 from .wire import Attrs
 
@@ -109,7 +110,7 @@ class Remote(Reconnecting):
 
     def _list(self, session: Session, path: bytes, entries_max: int) -> List[wire.Entry]:
         lane = session.meta
-        handle = lane.request(wire.OPENDIR, wire.string(path)).wait().handle()
+        handle = handle_of(lane, lane.request(wire.OPENDIR, wire.string(path)))
         body = wire.string(handle)
         entries: Dict[bytes, wire.Entry] = {}
         in_flight: List[Pending] = []
@@ -277,13 +278,17 @@ class Remote(Reconnecting):
             lane = lane_for(session, pflags)
             opening = lane.request(wire.OPEN, body)
             looking = lane.request(wire.LSTAT, wire.string(path))
-            handle = opening.wait().handle()
+            handle = handle_of(lane, opening)
             file.opened(session, lane, handle)
             try:
-                return file, looking.wait().attrs()
-            except StatusError:
-                # The name is gone already, the handle is not: ask through it.
-                return file, lane.request(wire.FSTAT, wire.string(handle)).wait().attrs()
+                try:
+                    return file, looking.wait().attrs()
+                except StatusError:
+                    # The name is gone already, the handle is not: ask through it.
+                    return file, lane.request(wire.FSTAT, wire.string(handle)).wait().attrs()
+            except FsError:
+                self.close_file(file)
+                raise
 
         def recheck(session: Session) -> Tuple[RemoteFile, Attrs]:
             if file.session is not None:  # the OPEN was answered, only the attributes were lost: it is ours
@@ -401,7 +406,8 @@ class Remote(Reconnecting):
         if session is None or lane is None:
             return
         try:
-            lane.request(wire.CLOSE, wire.string(handle)).wait().expect_ok()
+            with waiting.patiently():  # the verdict must reach somebody
+                lane.request(wire.CLOSE, wire.string(handle)).wait().expect_ok()
         except StatusError as status:
             raise self.explain("write", status, file.path) from None
         except ConnectionLost as error:

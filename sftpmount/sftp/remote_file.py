@@ -8,9 +8,9 @@ import threading
 from typing import Callable, Optional, Tuple
 
 from .. import waiting
-from ..errors import FX_NO_SUCH_FILE, FX_PERMISSION_DENIED, FsError, StatusError
+from ..errors import FX_NO_SUCH_FILE, FX_PERMISSION_DENIED, ConnectionLost, FsError, StatusError
 from . import diagnose, wire
-from .session import Lane, Session
+from .session import Lane, Pending, Session
 from .wire import Attrs
 
 
@@ -136,7 +136,7 @@ class RemoteFile:
         pflags = self.pflags & ~(wire.FXF_CREAT | wire.FXF_EXCL | wire.FXF_TRUNC)
         opening = wire.open_body(self.path, pflags)
         try:
-            return lane.request(wire.OPEN, opening).wait().handle()
+            return handle_of(lane, lane.request(wire.OPEN, opening))
         except StatusError as status:
             mode = self.mode
             if (
@@ -153,9 +153,25 @@ class RemoteFile:
         body = wire.string(self.path)
         lane.request(wire.SETSTAT, body + wire.attrs(Attrs(mode=mode | 0o200))).wait().expect_ok()
         try:
-            return lane.request(wire.OPEN, opening).wait().handle()
+            return handle_of(lane, lane.request(wire.OPEN, opening))
         finally:
             lane.request(wire.SETSTAT, body + wire.attrs(Attrs(mode=mode))).wait().expect_ok()
+
+
+def handle_of(lane: Lane, opening: Pending) -> bytes:
+    """The handle that an OPEN or OPENDIR brings; where nobody waits for it any more (EINTR), it is closed when it comes."""
+    try:
+        return opening.wait().handle()
+    except FsError:
+
+        def close() -> None:
+            try:
+                lane.request(wire.CLOSE, wire.string(opening.wait().handle()))
+            except (StatusError, ConnectionLost):
+                pass  # it never was
+
+        threading.Thread(target=close, name="unwanted", daemon=True).start()
+        raise
 
 
 def lane_for(session: Session, pflags: int) -> Lane:

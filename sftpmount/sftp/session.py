@@ -24,7 +24,15 @@ from _thread import allocate_lock
 from typing import Callable, Dict, List, Optional, Protocol, Set, TypeVar
 
 from .. import waiting
-from ..errors import FX_EOF, ConnectionLost, NotSent, ProtocolViolation, RemoteDirectoryError, StatusError
+from ..errors import (
+    FX_EOF,
+    ConnectionLost,
+    FsError,
+    NotSent,
+    ProtocolViolation,
+    RemoteDirectoryError,
+    StatusError,
+)
 from . import wire
 
 log = logging.getLogger(__name__)
@@ -201,6 +209,7 @@ class Lane:
         self._lost: Optional[ConnectionLost] = None
         self._closed = on_closed
         self._progress_s = clock()
+        self._doubt = False
 
     def open(self, connection: ByteConnection) -> None:
         """Start the subsystem and agree on version 3."""
@@ -244,6 +253,10 @@ class Lane:
             self._channel.send(wire.header(kind, request_id, sum(map(len, parts))), *parts)
         except ConnectionLost:
             self._on_closed(ConnectionLost(f"lane {self.name}: sending failed"))
+        except FsError:  # who asks has gone, before any of it was sent
+            self._pending.pop(request_id, None)
+            self._awaited.discard(request_id)
+            raise
         # Whoever set _lost may have swept the table before this request was in it.
         if self._lost is not None and self._pending.pop(request_id, None) is not None:
             pending.complete(0, b"", self._lost)
@@ -256,8 +269,8 @@ class Lane:
 
     @property
     def in_doubt(self) -> bool:
-        """True while a request that changes something is unanswered."""
-        return any(pending.asked not in _LOOKS for pending in list(self._pending.values()))
+        """True where a request that changes something is unanswered, or was at the lane's end."""
+        return self._doubt or any(pending.asked not in _LOOKS for pending in list(self._pending.values()))
 
     @property
     def is_awaited(self) -> bool:
@@ -286,6 +299,7 @@ class Lane:
             self._on_closed(ProtocolViolation(f"the server broke the SFTP protocol: {error}"))
 
     def _on_closed(self, error: Exception) -> None:
+        self._doubt = self.in_doubt  # before any thread that comes here sweeps the table
         if self._lost is None:
             self._lost = (
                 error
@@ -321,7 +335,6 @@ class Session:
     ) -> None:
         self.connection = connection
         self.lost: Optional[ConnectionLost] = None
-        self.in_doubt = False  # once lost: a request that changes something was unanswered
         self.fell_silent = False  # once lost: by our own verdict, the server has not ended the connection
         self.limits = DEFAULT_LIMITS
         self._alive_interval_s = alive_interval_s
@@ -351,13 +364,17 @@ class Session:
         """The server's extensions and their versions."""
         return self.meta.extensions
 
+    @property
+    def in_doubt(self) -> bool:
+        """Once lost: True where a request that changes something was unanswered."""
+        return any(lane.in_doubt for lane in self._lanes)
+
     def abort(self, error: ConnectionLost) -> None:
         """End the session at once; every request in flight ends with ``error``."""
         with self._lost_lock:
             if self.lost is not None:
                 return
             self.lost = error
-        self.in_doubt = any(lane.in_doubt for lane in self._lanes)
         self._ended.set()
         self.connection.abort()
         for lane in list(self._lanes):
