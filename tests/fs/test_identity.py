@@ -9,7 +9,7 @@ from typing import Callable, List
 import pytest
 
 from fs.conftest import START_S, Clock
-from sftp.fake_server import FakeServer, Inode
+from sftp.fake_server import FakeServer, Fault, Inode, named
 from sftpmount.errors import FsError
 from sftpmount.fs.filesystem import Filesystem
 from support.process import wait_until
@@ -146,3 +146,81 @@ def test_what_others_removed_is_removed(server: FakeServer, disk: Disk, mount: M
     assert raised.value.errno == errno.ENOENT
     assert names(fs) == []
     assert fs._remote.reconnects == 0
+
+
+STATVFS = b"statvfs@openssh.com"
+
+
+@pytest.mark.parametrize("without", [(), (STATVFS,)])
+def test_one_known_name_is_proof_enough(
+    make_server: Callable[..., FakeServer], mount: Mount, clock: Clock, without: List[bytes]
+) -> None:
+    """Another client has removed the others."""
+    server = make_server(without=without)
+    for number in range(5):
+        server.make(b"/home/%d" % number)
+    fs = mount(server)
+    assert len(names(fs)) == 5
+    for number in range(4):
+        del server.root.children[b"home"].children[b"%d" % number]
+    clock.s += 60
+    with pytest.raises(FsError) as raised:
+        fs.getattr(b"/0")
+    assert raised.value.errno == errno.ENOENT
+    assert fs._remote.reconnects == 0
+    server.fsid += 1
+    server.cut()
+    assert names(fs) == [b"4"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("change", ["posix-rename", "REMOVE", "RMDIR"])
+@pytest.mark.parametrize("id_changes", [False, True])
+def test_a_name_that_is_being_changed_proves_nothing(
+    make_server: Callable[..., FakeServer], mount: Mount, count: int, change: str, id_changes: bool
+) -> None:
+    """Its request was the last that the lost session carried out."""
+    server = make_server(without=() if id_changes else (STATVFS,))
+    for number in range(count):
+        server.make(b"/home/%d" % number)
+    fs = mount(server, retry_timeout_s=5.0)
+    if change == "RMDIR":
+        fs.mkdir(b"/d", 0o755)
+    names(fs)
+
+    def another_id() -> None:
+        server.fsid += id_changes
+
+    server.arm(Fault("cut after", named(change), then=another_id))
+    if change == "posix-rename":
+        fs.rename(b"/0", b"/other")
+    elif change == "REMOVE":
+        fs.unlink(b"/0")
+    else:
+        fs.rmdir(b"/d")
+    assert fs._remote.reconnects == 1
+
+
+def test_a_server_that_cannot_tell_the_id_once_is_asked_again(server: FakeServer, mount: Mount) -> None:
+    fs = mount(server, retry_timeout_s=1.0)
+    disk = Disk(server)
+    server.arm(Fault("status", named("statvfs")))
+    server.cut()
+    assert names(fs) == []
+    disk.unmount()
+    server.cut()
+    with pytest.raises(FsError) as raised:
+        fs.mkdir(b"/new", 0o755)
+    assert raised.value.errno == errno.ETIMEDOUT
+
+
+def test_a_disk_is_missed_where_something_else_lies_below_it(
+    server: FakeServer, disk: Disk, mount: Mount
+) -> None:
+    fs = mount(server, retry_timeout_s=1.0)
+    assert names(fs) == [b"backup"]
+    disk.unmount()
+    server.make(b"/home/NOT-MOUNTED")
+    with pytest.raises(FsError) as raised:
+        names(fs)
+    assert raised.value.errno == errno.ETIMEDOUT

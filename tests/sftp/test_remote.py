@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import stat
 import threading
 import time
@@ -698,6 +699,31 @@ class TestOutage:
         timer.join()
         assert took_s > 2.0 if is_in_doubt else took_s < 2.0
         assert server.content(b"/home/f") == b"new!"
+
+    def test_a_second_outage_within_one_long_operation_is_another_one(
+        self, server: FakeServer, make_remote: Callable[..., Remote]
+    ) -> None:
+        """To send a large file takes hours, and the line is lost now and then."""
+
+        class Hours:
+            now_s = 0.0
+
+            def __call__(self) -> float:
+                return self.now_s
+
+        clock = Hours()
+        remote = make_remote(server, retry_timeout_s=300.0, clock=clock)
+        attempts = itertools.count(1)
+
+        def send(session: Session) -> int:
+            attempt = next(attempts)
+            if attempt < 4:
+                clock.now_s += 290.0  # all went well until now
+                server.cut()
+                session.meta.request(wire.STAT, wire.string(b"/home")).wait()
+            return attempt
+
+        assert remote.run(send) == 4
 
     def test_once_a_program_has_waited_in_vain_the_next_call_fails_at_once(
         self, server: FakeServer, make_remote: Callable[..., Remote]
