@@ -289,6 +289,7 @@ class Rsync(Role):
                 path = path.parent / f"new-{self._round}"
                 path.write_bytes(self.rng.randbytes(self.rng.choice([0, 10, 5000, 200_000])))
             else:
+                path.chmod(path.stat().st_mode | 0o200)
                 path.write_bytes(self.rng.randbytes(self.rng.choice([1, 4096, 70_001, 1_500_000])))
             if not path.is_symlink():
                 os.utime(path, (when, when))

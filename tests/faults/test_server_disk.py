@@ -19,7 +19,7 @@ import pytest
 from faults.test_outage import Caller
 from mount.disks import SmallDisk, ordinary_sftp_server
 from mount.helpers import Here, noise, opened, refused
-from mount.test_errors import KEYS, MIB, mounted_disk, write_file
+from mount.test_errors import KEYS, MIB, write_file
 from support.mount import Mount
 from support.process import wait_until
 from support.sshd import Sshd
@@ -91,7 +91,13 @@ class TestRightsTakenAway:
 
 class TestReadOnly:
     def test_everything_that_changes_anything_is_erofs(self, tmp_path: Path) -> None:
-        with mounted_disk(tmp_path, "size=16m") as (mount, seen):
+        disk = SmallDisk(tmp_path / "disk", "size=16m")
+        with (
+            disk,
+            served_by(tmp_path, disk) as sshd,
+            Mount(sshd, tmp_path, directory=str(disk.directory)) as mount,
+        ):
+            seen = disk.seen
             (seen / "d").mkdir()
             (seen / "f").write_bytes(noise(MIB))
             os.symlink("f", seen / "l")
@@ -114,14 +120,14 @@ class TestReadOnly:
                 lambda: os.truncate(path / "f", 10),
             )
             with opened(path / "f", os.O_RDONLY) as fd:
-                self.remount(seen, "ro")
+                self.remount(disk, "ro")
                 for call in calls:
                     with refused(errno.EROFS):
                         call()
                 assert os.pread(fd, MIB, 0) == noise(MIB)
             assert sorted(os.listdir(path)) == sorted(os.listdir(seen)) == ["d", "f", "l"]
             assert (path / "f").read_bytes() == (seen / "f").read_bytes() == noise(MIB)
-            self.remount(seen, "rw")
+            self.remount(disk, "rw")
             assert write_file(path / "f", 2 * MIB, fsync=True).stage is None
             assert (seen / "f").read_bytes() == noise(MIB) * 2
             for call in calls[4:6]:
@@ -137,25 +143,22 @@ class TestReadOnly:
                 (mount.path / "f").write_bytes(noise(2000))
                 caller = Caller("fsync", f"{mount.path}/f")
                 sshd.kill()
-                self.remount(disk.seen, "ro")
+                self.remount(disk, "ro")
                 sshd.start()
                 caller.go()
                 assert caller.answer(60.0).result == "EROFS"
                 caller.close()
                 assert (mount.path / "kept").read_bytes() == noise(MIB, 2)
-                self.remount(disk.seen, "rw")
+                self.remount(disk, "rw")
                 assert (disk.seen / "f").read_bytes() == (mount.path / "f").read_bytes() == noise(2000)
                 assert write_file(mount.path / "f", MIB, fsync=True).stage is None
                 assert (disk.seen / "f").read_bytes() == (mount.path / "f").read_bytes() == noise(MIB)
 
     @staticmethod
-    def remount(directory: Path, how: str) -> None:
+    def remount(disk: SmallDisk, how: str) -> None:
         """Waits for the server to have closed what it had open for writing."""
-
-        def done() -> bool:
-            return os.spawnlp(os.P_WAIT, "mount", "mount", "-o", f"remount,{how}", str(directory)) == 0
-
-        wait_until(done, 10.0, f"remounted {how}", 0.1)
+        command = ("mount", "-o", f"remount,{how}", str(disk.directory))
+        wait_until(lambda: disk.administer(*command), 10.0, f"remounted {how}", 0.1)
 
 
 @contextlib.contextmanager
@@ -167,17 +170,16 @@ def served_by(tmp_path: Path, disk: SmallDisk) -> Iterator[Sshd]:
 class Place:
     """A directory on the server on which disks are mounted and unmounted, as an administrator, or a reboot, does."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, disk: SmallDisk) -> None:
         self.directory = tmp_path / "place"
         self.directory.mkdir()
+        self._disk = disk  # where it is for an ordinary user, the place must be, too
 
     def attach(self, disk: SmallDisk) -> None:
-        assert (
-            os.spawnlp(os.P_WAIT, "mount", "mount", "--bind", str(disk.directory), str(self.directory)) == 0
-        )
+        assert self._disk.administer("mount", "--bind", str(disk.directory), str(self.directory))
 
     def detach(self) -> None:
-        assert os.spawnlp(os.P_WAIT, "umount", "umount", "-l", str(self.directory)) == 0
+        assert self._disk.administer("umount", "-l", str(self.directory))
 
 
 def never_answers(call: Callable[[], object]) -> None:
@@ -203,15 +205,15 @@ class TestUnmountedDisk:
     def test_a_reconnect_to_another_directory_waits_for_the_right_one(
         self, tmp_path: Path, inside: str, instead: str
     ) -> None:
-        place = Place(tmp_path)
         with contextlib.ExitStack() as stack:
             disk = stack.enter_context(SmallDisk(tmp_path / "disk", "size=16m"))
+            place = Place(tmp_path, disk)
             other = stack.enter_context(SmallDisk(tmp_path / "other", "size=16m"))
             for each in (disk.seen, other.seen, place.directory):
                 (each / inside).mkdir(exist_ok=True)
             place.attach(disk)
             stack.callback(place.detach)
-            sshd = stack.enter_context(Sshd(tmp_path, host_key_types=KEYS))
+            sshd = stack.enter_context(served_by(tmp_path, disk))
             directory = str(place.directory / inside)
             mount = stack.enter_context(Mount(sshd, tmp_path, *QUICK, directory=directory))
             for count in range(5):
@@ -232,7 +234,9 @@ class TestUnmountedDisk:
             caller.go()
             answer = caller.answer(60.0)
             assert answer.result in ("ETIMEDOUT", "EIO") and answer.took_s < RETRY_S + SLACK_S
-            assert os.listdir(directory) == []  # nothing was written beside the disk
+            assert (
+                os.listdir(disk.server_path(place.directory / inside)) == []
+            )  # nothing was written beside the disk
 
             if instead == "another disk":
                 place.detach()
@@ -249,12 +253,12 @@ class TestUnmountedDisk:
             assert (disk.seen / inside / "new").read_bytes() == noise(MIB)
 
     def test_a_wait_ends_when_the_disk_is_mounted_in_time(self, tmp_path: Path) -> None:
-        place = Place(tmp_path)
         with contextlib.ExitStack() as stack:
             disk = stack.enter_context(SmallDisk(tmp_path / "disk", "size=16m"))
+            place = Place(tmp_path, disk)
             place.attach(disk)
             stack.callback(place.detach)
-            sshd = stack.enter_context(Sshd(tmp_path, host_key_types=KEYS))
+            sshd = stack.enter_context(served_by(tmp_path, disk))
             options = ["-o", "retry_timeout=60"]
             mount = stack.enter_context(Mount(sshd, tmp_path, *options, directory=str(place.directory)))
             (mount.path / "f").write_bytes(noise(1000))

@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional
 
 from support.process import Missing, program
 
@@ -65,6 +65,17 @@ class SmallDisk:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def administer(self, *command: str) -> bool:
+        """Run a command such as mount where the disk is; True where it ended well."""
+        enter: List[str] = []
+        if self._holder is not None:
+            enter = [program("nsenter", "util-linux"), "--target", str(self._holder.pid), "--user", "--mount"]
+        return subprocess.run([*enter, *command]).returncode == 0
+
+    def server_path(self, path: Path) -> Path:
+        """What the server has at ``path``, for the test's own looks."""
+        return path if self._holder is None else Path(f"/proc/{self._holder.pid}/root{path}")
 
     def close(self) -> None:
         if self._holder is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import queue
 import stat
 import struct
@@ -67,7 +68,7 @@ class Inode:
 
     def __init__(self, mode: int, now: int, data: bytes = b"") -> None:
         self.mode = mode
-        self.uid = self.gid = 0
+        self.uid, self.gid = os.getuid(), os.getgid()
         self.atime = self.mtime = now
         self.nlink = 1
         self.data = bytearray(data)
