@@ -113,12 +113,15 @@ class RemovedFiles:
                     raise
                 place = far_new
                 self._remote.rename(far_old, place, node.attrs)
+        names.removed(old)
         with self._lock:
             if node.pins:
                 self._nodes[new] = node
-            if place is not None:
+            was_released = place is not None and not node.pins  # meanwhile: nobody will come for it again
+            if place is not None and not was_released:
                 self._places[node] = place
-        names.removed(old)
+        if place is not None and was_released:
+            self._remove_from_server(place)
         if place is None and not node.pins and not node.links and node.file is not None:
             with node.file.lock:
                 node.file.distrust()  # nobody can ask for its bytes again
@@ -197,10 +200,13 @@ class RemovedFiles:
             for path in [path for path, other in self._nodes.items() if other is node]:
                 del self._nodes[path]
         if place is not None:
-            try:
-                self._remote.unlink(place)
-            except FsError as error:
-                log.warning("%r, removed while it was open, is left on the server: %s", place, error.strerror)
+            self._remove_from_server(place)
+
+    def _remove_from_server(self, place: bytes) -> None:
+        try:
+            self._remote.unlink(place)
+        except FsError as error:
+            log.warning("%r, removed while it was open, is left on the server: %s", place, error.strerror)
 
     def directory_renamed(self, old: bytes, new: bytes) -> None:
         """libfuse's paths move with their directories."""

@@ -125,3 +125,18 @@ def test_who_looks_does_not_wait_once_libfuse_has_gone_on(
     thread.join(WAIT_S)
     assert found == [errno.ENOENT]
     fs.release(handle)
+
+
+def test_a_file_that_is_released_while_it_is_removed_is_not_left_behind(
+    server: FakeServer, fs: Filesystem
+) -> None:
+    """The kernel does not wait for a release, and a release may take its time."""
+    handle = fs.create(b"/f", os.O_RDWR | os.O_CREAT, 0o644)
+    moving = server.arm(Fault("hold", named("posix-rename")))
+    removing = threading.Thread(target=fs.rename, args=(b"/f", HIDDEN))
+    removing.start()
+    assert moving.fired.wait(WAIT_S)
+    fs.release(handle)
+    moving.release()
+    removing.join(WAIT_S)
+    assert server.root.children[b"home"].children == {}

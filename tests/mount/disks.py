@@ -71,6 +71,7 @@ class SmallDisk:
         enter: List[str] = []
         if self._holder is not None:
             enter = [program("nsenter", "util-linux"), "--target", str(self._holder.pid), "--user", "--mount"]
+            enter.append("--preserve-credentials")
         return subprocess.run([*enter, *command]).returncode == 0
 
     def server_path(self, path: Path) -> Path:
