@@ -157,7 +157,7 @@ class TestReadOnly:
     @staticmethod
     def remount(disk: SmallDisk, how: str) -> None:
         """Waits for the server to have closed what it had open for writing."""
-        command = ("mount", "-o", f"remount,{how}", str(disk.directory))
+        command = ("mount", "-o", f"remount,bind,{how}", str(disk.directory))
         wait_until(lambda: disk.administer(*command), 10.0, f"remounted {how}", 0.1)
 
 
