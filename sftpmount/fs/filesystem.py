@@ -310,6 +310,12 @@ class Filesystem:
             self._ns.removed(path)
             if node is not None:
                 self._rename_open(node)
+                if not node.links and node.file is not None:
+                    with node.file.lock:
+                        for (
+                            handle
+                        ) in node.file.handles:  # being released: the name may soon lead to another file
+                            handle.remote.path = b""
         if node is not None:
             self._ns.distrust(node)  # its link count has changed, if it has others
             if not node.pins and not node.links and node.file is not None:

@@ -1272,6 +1272,25 @@ class TestLoss:
         assert fs.getattr(b"/g").ino == fs.getattr(b"/f").ino
         fs.release(handle)
 
+    def test_bytes_of_a_removed_file_do_not_reach_its_successor(
+        self, server: FakeServer, mount: Mount
+    ) -> None:
+        """Its release, in the background, is overtaken by an unlink, a new file of the name, and a loss."""
+        fs = mount(server, commit="fsync")
+        old = fs.create(b"/f", NEW, 0o644)
+        fs.write(old, b"late" * 3, 0)
+        fs.flush(old)
+        fs.unlink(b"/f")
+        new = fs.create(b"/f", NEW, 0o644)
+        fs.write(new, b"new data", 0)
+        fs.fsync(new)
+        server.crash()
+        assert refused(lambda: fs.fsync(old)) == errno.ESTALE
+        fs.release(old)
+        assert fs.drain() == []
+        assert server.disk(b"/home/f") == b"new data"
+        fs.release(new)
+
     def test_times_set_before_close_survive_a_loss(self, server: FakeServer, fs: Filesystem) -> None:
         """tar sets the times of a file that is still open."""
         handle = fs.create(b"/f", NEW, 0o644)
@@ -1616,7 +1635,7 @@ class TestAttributes:
             100,
             200,
             1,
-            0,
+            os.getgid(),
         )
         seen = fs.getattr(b"/f")
         assert (stat.S_IMODE(seen.mode), seen.atime, seen.mtime, seen.uid, seen.gid) == (
@@ -1624,7 +1643,7 @@ class TestAttributes:
             100,
             200,
             1,
-            0,
+            os.getgid(),
         )
         fs.utimens(b"/f", None, 300)
         assert (inode.atime, inode.mtime) == (100, 300)
