@@ -181,7 +181,7 @@ def test_a_minute(own_sshd: Sshd, make_mount: Callable[..., Mount], tmp_path: Pa
         make_mount,
         tmp_path,
         seed=int(SEED or 1),
-        phases_s=(10.0, 45.0),
+        phases_s=(10.0, 25.0),
         mean_s=4.0,
         growth_max=RESIDENT_GROWTH_SHORT_MAX,
     )
