@@ -310,12 +310,6 @@ class Filesystem:
             self._ns.removed(path)
             if node is not None:
                 self._rename_open(node)
-                if not node.links and node.file is not None:
-                    with node.file.lock:
-                        for (
-                            handle
-                        ) in node.file.handles:  # being released: the name may soon lead to another file
-                            handle.remote.path = b""
         if node is not None:
             self._ns.distrust(node)  # its link count has changed, if it has others
             if not node.pins and not node.links and node.file is not None:
@@ -339,7 +333,7 @@ class Filesystem:
             # One Ctrl-C between the steps, and the name would be gone that was only to be replaced.
             with waiting.patiently(), held_still([moving]):
                 self._removed.remove(self._ns, moving, self._far_path(old), old, self._far_path(new), new)
-                self._rename_open(moving)  # where it has another name, that leads to it after a reconnect
+                self._rename_open(moving)
             return
         if moving is not None and self._removed.is_replacing_itself(new, moving):
             try:
@@ -367,24 +361,23 @@ class Filesystem:
             raise
         finally:
             self._removed.rename_ends(new)
-        if replaced is not None and replaced.file is not None and not replaced.links:
-            with replaced.file.lock:
-                replaced.file.distrust()
-                for handle in replaced.file.handles:
-                    handle.remote.path = b""  # the name leads to another file now
-        elif replaced is not None:
+        if replaced is not None:
             self._rename_open(replaced)
+            if replaced.file is not None and not replaced.links:
+                with replaced.file.lock:
+                    replaced.file.distrust()
         self._removed.directory_renamed(old, new)
         for node in self._ns.open_nodes(new):
             self._rename_open(node)
 
     def _rename_open(self, node: Node) -> None:
-        """Its handles are opened again, after a reconnect, by a name that it has."""
-        path = self._ns.path_of(node)
-        if path is not None and node.file is not None:
+        """Its handles are opened again, after a reconnect, by a name that it has, and never by one that it had."""
+        if node.file is not None:
+            path = self._ns.path_of(node)
+            far = self._removed.place(node) if path is None else self._far_path(path)
             with node.file.lock:
                 for handle in node.file.handles:
-                    handle.remote.path = self._far_path(path)
+                    handle.remote.path = far
 
     def link(self, old: bytes, new: bytes) -> Node:
         """Create a hard link: both names are one file here, with one inode number and one link count."""

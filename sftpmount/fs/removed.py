@@ -67,6 +67,10 @@ class RemovedFiles:
         node = self.node_at(path)
         return self._places.get(node) if node is not None else None
 
+    def place(self, node: Node) -> bytes:
+        """Where a file that has no name any more is on the server; b"" where it is not."""
+        return self._places.get(node, b"")
+
     def names_in_root(self) -> List[bytes]:
         """What the root's listing must not show."""
         with self._lock:
@@ -125,10 +129,6 @@ class RemovedFiles:
         if place is None and not node.pins and not node.links and node.file is not None:
             with node.file.lock:
                 node.file.distrust()  # nobody can ask for its bytes again
-        if place is not None and node.file is not None:
-            with node.file.lock:
-                for handle in node.file.handles:
-                    handle.remote.path = place
 
     def _is_being_released(self, node: Node) -> bool:
         """True where the last handle goes this moment: the kernel does not wait for a release, so an unlink overtakes it."""
