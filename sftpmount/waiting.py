@@ -98,8 +98,7 @@ class RLock:
         self._lock = threading.RLock()
 
     def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            acquire(self._lock)
+        acquire(self._lock)
 
     def __exit__(self, *exc_info: object) -> None:
         self._lock.release()

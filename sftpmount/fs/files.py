@@ -165,6 +165,7 @@ class Files:
         return attrs is not None
 
     def attach(self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool) -> Handle:
+        """The handle of a file that was just opened; where that fails, what was opened is closed. Raises FsError (EINTR)."""
         self._ns.pin(node)
         try:
             with node.operation:

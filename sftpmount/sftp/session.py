@@ -119,8 +119,7 @@ class Pending:
 
         Raises FsError (EINTR) where nobody waits for it any more.
         """
-        if not self._lock.acquire(True, waiting.POLL_S):
-            waiting.acquire(self._lock)
+        waiting.acquire(self._lock)
         self._lock.release()
         if self.error is not None:
             raise self.error

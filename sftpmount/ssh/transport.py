@@ -59,7 +59,7 @@ class Channel:
         self._number = number
         self._on_data = on_data
         self._on_closed = on_closed
-        self._send_lock = threading.Lock()  # held for a whole send(), so that what it sends stays together
+        self._send_lock = waiting.RLock()  # held for a whole send(), so that what it sends stays together
         self._lock = threading.RLock()  # guards what follows
         self._changed = threading.Condition(self._lock)
         self._peer = -1  # the server's number of the channel, once open
@@ -77,18 +77,15 @@ class Channel:
     def send(self, *parts: Buffer) -> None:
         """Send the concatenation of ``parts``, unbroken by other senders of this channel; returns when the socket has all of it.
 
-        Waits for the server's window, the socket and key exchanges. Raises ConnectionLost; what was sent then is unknown.
+        Waits for the server's window, the socket and key exchanges. Raises ConnectionLost; what was sent then is unknown. Raises
+        FsError (EINTR) where nothing was sent and nobody waits for it any more.
         """
         source = Gather(parts)
-        if not self._send_lock.acquire(blocking=False):
-            waiting.acquire(self._send_lock)
-        try:
+        with self._send_lock:
             self._await_window(source.left)
             while source.left:
                 size = self._take_window(source.left)
                 self._transport.send_data(self._peer, source, size, self._packet_bytes_max)
-        finally:
-            self._send_lock.release()
 
     def close(self) -> None:
         """Tell the server that we are done. ``on_closed`` follows when it agrees; ``on_data`` is called no more. Idempotent."""

@@ -1036,7 +1036,8 @@ class TestLoss:
         assert taken.wait(WAIT_S)
         fsync = threading.Thread(target=fs.fsync, args=(handle,))
         fsync.start()
-        wait_until(lambda: not handle.file.commits and fsync.is_alive(), WAIT_S, "the first fsync's end")
+        fsync.join(0.3)
+        assert fsync.is_alive() and server.count("fsync") == 0, "it waits for the write to leave"
         go_on.set()
         sender.join(WAIT_S)
         fsync.join(WAIT_S)
