@@ -104,6 +104,13 @@ def test_commands_run_only_where_permitted(sshd: Sshd, tmp_path: Path) -> None:
         assert run_ssh(open_to_commands, "echo", "permitted").stdout == "permitted\n"
 
 
+def test_shells_of_the_server_read_no_startup_files_of_the_user(tmp_path: Path) -> None:
+    with Sshd(tmp_path, sftp_only=False, host_key_types=["ed25519"]) as sshd:
+        home = Path(run_ssh(sshd, "echo", "$HOME").stdout.rstrip("\n"))
+        assert home.is_relative_to(tmp_path)
+        assert list(home.iterdir()) == []
+
+
 def test_external_sftp_server(tmp_path: Path) -> None:
     with Sshd(tmp_path, sftp_server="/usr/lib/openssh/sftp-server", host_key_types=["ed25519"]) as sshd:
         assert run_sftp(sshd, f"mkdir {sshd.tree / 'made'}\n").returncode == 0

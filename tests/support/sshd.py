@@ -75,6 +75,7 @@ class Sshd:
         self.dir.mkdir(mode=0o700, parents=True)
         self.tree = self.dir / "tree"
         self.tree.mkdir()
+        (self.dir / "home").mkdir()
         self.user = getpass.getuser()
         self.log = self.dir / "sshd.log"
         self.known_hosts = self.dir / "known_hosts"
@@ -205,6 +206,9 @@ class Sshd:
             "PrintMotd no",
             "UseDNS no",
             "MaxStartups 100",
+            # External programs run in the user's shell, and a shell that sshd starts reads ~/.bashrc and the like: those of
+            # the user who runs the tests are not ours to wait for, and not ours to kill half way.
+            f"SetEnv HOME={self.dir / 'home'}",
             "LogLevel VERBOSE",
             f"Subsystem sftp {sftp_server}",
         ]
