@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
+import logging
 import stat
 import threading
 import time
@@ -775,6 +777,28 @@ class TestOutage:
             remote.lstat(b"/home")
         wait_until(lambda: len(events) >= 6, WAIT_S, "three reconnects")
         assert events == ["lost", "connected"] * 3
+
+    def test_lost_sessions_are_not_kept(self, server: FakeServer, make_remote: Callable[..., Remote]) -> None:
+        """Each is a ring of objects with megabytes of buffers, which the collector may come for in hours."""
+        remote = make_remote(server)
+        logging.disable()  # pytest keeps what is logged, and with a loss its traceback
+        gc.collect()
+        before = sum(isinstance(each, Session) for each in gc.get_objects())
+        gc.disable()
+        try:
+            for number in range(1, 6):
+                server.cut()
+                remote.lstat(b"/home")
+                wait_until(lambda: remote.reconnects == number, WAIT_S, "the reconnect")  # noqa: B023
+                for connection in server.connections[:-1]:  # the fake's own references
+                    for channel in connection.channels:
+                        channel.thread.join(WAIT_S)
+                del connection, channel, server.connections[:-1]
+            after = sum(isinstance(each, Session) for each in gc.get_objects())
+        finally:
+            gc.enable()
+            logging.disable(logging.NOTSET)
+        assert after - before <= 2, "those that were lost last may be there still"
 
     def test_the_first_connection_fails_at_once(self, make_server: Callable[..., FakeServer]) -> None:
         server = make_server()
