@@ -684,6 +684,30 @@ def test_packets_arrive_whole_in_whatever_pieces() -> None:
     theirs.close()
 
 
+@pytest.mark.parametrize("and_forget", [False, True])
+def test_an_aborted_connection_sends_nothing_late(and_forget: bool) -> None:
+    """What our kernel holds when a line is given up must not change files there once the line is back."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    ours.setblocking(False)
+    stream = PacketStream(ours)
+    while not stream._stalled:  # until the line is full
+        stream.seal(bytes(30_000))
+        stream.flush(block=False)
+    stream.close(and_forget=and_forget)
+    stream.release()
+    with theirs:
+        theirs.settimeout(20)
+        if and_forget:
+            with pytest.raises(ConnectionResetError):
+                while theirs.recv(1 << 20):
+                    pass
+        else:  # as TCP does it: every byte, then the end
+            while theirs.recv(1 << 20):
+                pass
+
+
 def test_what_a_full_socket_does_not_take_now_is_sent_later_in_order() -> None:
     """A thread that must not wait leaves its packets to the reading thread, which sends them when there is room."""
     ours, theirs = socket.socketpair()
