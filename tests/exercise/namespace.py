@@ -76,13 +76,22 @@ class Worker:
     def run(self, operations: int) -> None:
         os.makedirs(self.root, exist_ok=True)
         for count in range(operations):
-            operation = self._rng.choices(self._operations, self._weights)[0]
-            self._text = operation.__name__.strip("_")
-            try:
-                outcome = operation()
-            except OSError as error:
-                outcome = errno.errorcode.get(error.errno or 0, str(error))
-            self.log.append(f"{count} {self._text} -> {outcome}")
+            text, outcome = self.step()
+            self.log.append(f"{count} {text} -> {outcome}")
+        self.release()
+
+    def step(self) -> Tuple[str, str]:
+        """One operation: what it was, and what came of it."""
+        operation = self._rng.choices(self._operations, self._weights)[0]
+        self._text = operation.__name__.strip("_")
+        try:
+            outcome = operation()
+        except OSError as error:
+            outcome = errno.errorcode.get(error.errno or 0, str(error))
+        return self._text, outcome
+
+    def release(self) -> None:
+        """Close what is held open."""
         for fd, _ in self._held:
             os.close(fd)
 

@@ -19,7 +19,6 @@ holds the number of such answers against that of the faults.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -295,30 +294,13 @@ class Rsync(Role):
                 os.utime(path, (when, when))
 
 
-class _Steps(Worker):
-    """The exerciser, one operation at a time."""
-
-    def step(self) -> Tuple[str, str]:
-        operation = self._rng.choices(self._operations, self._weights)[0]
-        self._text = operation.__name__.strip("_")
-        try:
-            outcome = operation()
-        except OSError as error:
-            outcome = errno.errorcode.get(error.errno or 0, str(error))
-        return self._text, outcome
-
-    def release(self) -> None:
-        for fd, _ in self._held:
-            os.close(fd)
-
-
 class NamespaceRole(Role):
     """See the module's docstring."""
 
     def __init__(self, place: Path, local: Path, seed: int) -> None:
         super().__init__(place / "namespace", local, seed)
         (local / "model").mkdir()
-        self._worker, self._twin = _Steps(self.place, seed), _Steps(local / "model", seed)
+        self._worker, self._twin = Worker(self.place, seed), Worker(local / "model", seed)
         self._history: List[str] = []
         self.figures["unclaimed"] = []
         self.figures["late"] = []
