@@ -34,10 +34,12 @@ from sftpmount.ssh.ciphers import Clear, make_cipher
 _PACKET_BYTES_MAX = 256 * 1024  # OpenSSH's PACKET_MAX_SIZE; no one sends more
 _RECEIVE_BUFFER_BYTES = 1024 * 1024
 _SCRATCH_BYTES = _PACKET_BYTES_MAX + 64
+_ROOM_BYTES = 160 * 1024  # for a full batch of a channel, sealed
+_ROOMS_KEPT_MAX = 4
 _BANNER_LINE_BYTES_MAX = 8192
 _POLL_MS = 1000
 _RESET_ON_CLOSE = Struct("ii").pack(1, 0)  # struct linger
-_NAP_S = 0.0005
+_NAP_S = 0.001
 _RANDOM_BYTES = 8192
 _QUEUED_PACKETS_MAX = 10_000  # more are answers to a server that asks and asks, and does not read
 _SEQUENCE_MASK = 0xFFFFFFFF
@@ -113,6 +115,7 @@ class PacketStream:
         self._plain_out = memoryview(bytearray(_SCRATCH_BYTES))
 
         self._random, self._random_used = b"", 0
+        self._rooms: List[bytearray] = []  # to seal into; taken under _seal_lock
 
         self._inbound: Any = Clear()
         self._sequence_in = 0
@@ -237,7 +240,7 @@ class PacketStream:
                 padding = _padding(cipher, 10 + count)
                 lengths.append((count, padding, 10 + count + padding))
                 left -= count
-            out = memoryview(bytearray(sum(length for _, _, length in lengths) + overhead * len(lengths)))
+            out = self._room(sum(length for _, _, length in lengths) + overhead * len(lengths))
             at = 0
             for count, padding, length in lengths:
                 plain = self._plain_out[: 4 + length]
@@ -248,6 +251,12 @@ class PacketStream:
                 at += length + overhead
             self._queue.append(out)
         self._note_sent()
+
+    def _room(self, size: int) -> memoryview:
+        """``size`` bytes to seal into; for bulk of a buffer that was sent before: the kernel clears the pages of a new one."""
+        if not _ROOM_BYTES // 2 < size <= _ROOM_BYTES:
+            return memoryview(bytearray(size))
+        return memoryview(self._rooms.pop() if self._rooms else bytearray(_ROOM_BYTES))[:size]
 
     def _noise(self, count: int) -> bytes:
         """Random padding; a system call for each packet would cost more than to encrypt it."""
@@ -309,7 +318,13 @@ class PacketStream:
                 self.close()
                 raise EOFError(str(error)) from error
             if sent == len(data):
-                queue.popleft()
+                room = queue.popleft().obj
+                if (
+                    isinstance(room, bytearray)
+                    and len(room) == _ROOM_BYTES
+                    and len(self._rooms) < _ROOMS_KEPT_MAX
+                ):
+                    self._rooms.append(room)
             else:
                 queue[0] = data[sent:]
         return True
