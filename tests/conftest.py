@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import getpass
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Iterator, List
@@ -23,6 +25,7 @@ settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
+_EXIT_S = 20.0
 
 # What runs under nohup, or in the background of a script, hands down that these are ignored.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -38,6 +41,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 print(f"unmounted {path}, left by an earlier run")
     except Missing:
         pass  # the tests that mount something will say so
+
+
+def pytest_unconfigure() -> None:
+    """A thread that a failed test left waiting must not keep the run from ending: say where it waits, and end."""
+    faulthandler.dump_traceback_later(_EXIT_S, exit=True, file=sys.__stderr__)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
