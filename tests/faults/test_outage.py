@@ -546,6 +546,25 @@ class TestUnmount:
         mounted.mount.terminate()
         assert mounted.mount.wait(10.0) == 1
 
+    def test_by_force_while_a_program_waits(self, away: Callable[..., Away]) -> None:
+        """``umount -f`` is for root, and gives up; to anybody else it is refused, and nothing is lost."""
+        mounted = away("-o", "retry_timeout=300")
+        reader = mounted.caller("read", mounted.place("read"))
+        self.hold(mounted)
+        reader.go()
+        reader.wait_until_stuck()
+        forced = subprocess.run(["umount", "-f", mounted.path], capture_output=True, text=True)
+        if os.geteuid() == 0:
+            assert mounted.mount.wait(20.0) == 1
+            assert named(mounted.mount)
+            assert reader.answer(5.0).result in ("ECONNABORTED", "ENOTCONN")
+        else:
+            assert forced.returncode != 0
+            mounted.regain("refused")
+            assert reader.answer(40.0).result == "OK"
+            assert mounted.mount.unmount() == 0
+            assert (mounted.served / "held").read_bytes() == self.HELD
+
 
 def named(mount: Mount) -> bool:
     """Whether the log names the file that is not stored."""
