@@ -237,7 +237,7 @@ class Lane:
     ) -> Pending:
         """Send one request; blocks only for flow control. Raises ConnectionLost, or NotSent where nothing left.
 
-        A reply that is not ``is_awaited`` may be left lying for a fraction of a millisecond, so that several are read at once.
+        A reply that is not ``is_awaited`` may be left lying for about a millisecond, so that several are read at once.
         """
         if self._lost is not None or self._channel is None:
             raise NotSent(str(self._lost))

@@ -284,7 +284,7 @@ class Connection:
         return theirs
 
     def be_lazy_when(self, nobody_waits: Callable[[], bool]) -> None:
-        """While ``nobody_waits()`` what arrives may lie for a fraction of a millisecond, so that more is read at once."""
+        """While ``nobody_waits()`` what arrives may lie for about a millisecond, so that more is read at once."""
         self._transport.packetizer.nobody_waits = nobody_waits
 
     def heartbeat(self) -> None:
