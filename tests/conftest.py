@@ -25,7 +25,8 @@ settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-_EXIT_S = 20.0
+# Far more than pytest needs to delete the directories of earlier runs, which it does at the very end.
+_EXIT_S = 300.0
 
 # What runs under nohup, or in the background of a script, hands down that these are ignored.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
