@@ -43,8 +43,8 @@ from tools.trees import contents, make_tree, metadata, run
 SIZE_MAX = 20 * 2**20
 PIECES = (1, 511, 4095, 4097, 65_537, 131_071, 1_000_003)
 LIVE_FILES_MAX = 250  # more than two READDIR replies of OpenSSH hold
-REPLACED_WITHIN_S = 60.0  # a fault may come in the middle
 LIVE_BYTES_MAX = 200 * 2**20
+REPLACED_WITHIN_S = 60.0  # a fault may come in the middle
 
 _TESTS = Path(__file__).resolve().parents[1]
 _END_TIMEOUT_S = 180.0
