@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional
 
@@ -24,7 +24,7 @@ from sftpmount.errors import ConnectionLost, HostKeyError, PolicyError, Unreacha
 from sftpmount.ssh.ciphers import Clear
 from sftpmount.ssh.config import aes_in_hardware
 from sftpmount.ssh.kex import _GROUP18_PRIME, KexGexAtLeast
-from sftpmount.ssh.packetizer import Gather, PacketStream
+from sftpmount.ssh.packetizer import _ROOMS_KEPT_MAX, Gather, PacketStream
 from sftpmount.ssh.policy import Policy, make_policy
 from sftpmount.ssh.transport import Channel, ChannelRefused, Connection, HardenedTransport
 from support.process import free_port, wait_until
@@ -730,6 +730,39 @@ def test_what_a_full_socket_does_not_take_now_is_sent_later_in_order() -> None:
     stream.close()
     wait_until(lambda: bool(reader), WAIT_S, "the reader's end")
     assert isinstance(reader[0], EOFError)
+    stream.release()
+    theirs.close()
+
+
+def test_a_buffer_is_sealed_into_again_only_when_all_of_it_is_sent() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    stream = PacketStream(ours)
+    received = bytearray()
+    buffers = {}  # kept, so that no two have one id
+    size = 130_000
+    for number in range(100):
+        stream.seal_data(7, Gather([bytes([number]) * size]), size, 32_768)
+        buffers[id(stream._queue[-1].obj)] = stream._queue[-1].obj
+        stream.flush(block=False)
+        if len(stream._queue) > 10:  # the line takes some, in pieces that end in the middle of a buffer
+            received += theirs.recv(1_000_003)
+    while stream._queue:
+        stream.flush(block=False)
+        received += theirs.recv(1 << 20)
+    with suppress(BlockingIOError):
+        while piece := theirs.recv(1 << 20):
+            received += piece
+    assert len(buffers) < 50, "as good as a new buffer for each batch"
+    assert 0 < len(stream._rooms) <= _ROOMS_KEPT_MAX
+    data, at = bytearray(), 0
+    while at < len(received):
+        length, padding = int.from_bytes(received[at : at + 4], "big"), received[at + 4]
+        data += received[at + 14 : at + 4 + length - padding]
+        at += 4 + length
+    assert data == b"".join(bytes([number]) * size for number in range(100))
+    stream.close()
     stream.release()
     theirs.close()
 
