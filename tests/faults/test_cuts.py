@@ -30,7 +30,7 @@ from faults.scenario import SCENARIOS, Program
 from faults.sftp_cutter import AFTER_REQUEST, WAYS, Cut, arm, counted, made
 from support.mount import Mount
 from support.process import Missing, wait_until
-from support.sshd import Server, Sshd
+from support.sshd import Sshd
 
 VARIANTS: Dict[str, Tuple[str, ...]] = {
     "defaults": (),
@@ -49,17 +49,9 @@ PLACES = 2
 SAMPLE = 40
 FAILURES_MAX = 5
 
+
 # A mount whose session ends within ten seconds waits longer each time before it dials again, for the server's sake. Here
 # each cut is to be the first one of its mount.
-_MOUNT = """\
-import sys
-from sftpmount import cli
-from sftpmount.sftp import reconnect
-reconnect.STEADY_S = 0.0
-sys.exit(cli.main())
-"""
-
-
 class Case(NamedTuple):
     """One run of a sequence with its cuts; the text is what CUT takes."""
 
@@ -80,10 +72,7 @@ class Result(NamedTuple):
 class PromptMount(Mount):
     """Reconnects at once, however short the session was."""
 
-    def command(self, sshd: Server, port: int, directory: str) -> List[str]:
-        command = super().command(sshd, port, directory)
-        assert command[:3] == [sys.executable, "-m", "sftpmount"]
-        return [sys.executable, "-c", _MOUNT, *command[3:]]
+    changes = "from sftpmount.sftp import reconnect; reconnect.STEADY_S = 0.0"
 
 
 class Place:
