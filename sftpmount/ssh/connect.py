@@ -271,7 +271,7 @@ def _wanted_host_keys(
     wanted: List[str] = []
     for kind in types:
         wanted += _signature_algorithms(kind)
-    return tuple(dict.fromkeys((*wanted, *target.policy.plain_host_keys)))
+    return tuple(dict.fromkeys((*wanted, *target.policy.host_keys_offered)))
 
 
 def _signature_algorithms(kind: str) -> Tuple[str, ...]:

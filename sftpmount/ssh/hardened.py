@@ -174,7 +174,7 @@ class HardenedTransport(paramiko.Transport):
         self._preferred_macs = policy.macs
         self._preferred_pubkeys = policy.plain_host_keys
         self._preferred_keys = (
-            policy.plain_host_keys
+            policy.host_keys_offered
             if host_key_algorithms is None
             else tuple(name for name in host_key_algorithms if name in policy.host_keys)
         )

@@ -51,6 +51,10 @@ _HOST_KEYS = (
     "rsa-sha2-256",
 )
 
+# Accepted, but offered only where the user's list or known_hosts names them: constants that nobody has explained, and signatures
+# whose maker must never repeat a random number. ssh-audit calls a client that offers them to everybody a failure.
+_ON_REQUEST = "*-nistp*"
+
 # What a person calls the list, its keyword in sshd_config, and the line that lets this client in.
 _WORDING: Dict[str, Tuple[str, str, str]] = {
     "kex": ("key exchanges", "KexAlgorithms", "curve25519-sha256"),
@@ -62,11 +66,13 @@ _WORDING: Dict[str, Tuple[str, str, str]] = {
 
 @dataclass(frozen=True)
 class Policy:
-    """What is offered, best first. ``host_keys`` holds plain and certificate algorithms; sizes are in bits."""
+    """What is offered, best first; sizes are in bits. ``host_keys`` holds all that are accepted, plain and certificates, and
+    ``host_keys_offered`` those which a server is offered of which nothing is known."""
 
     profile: str
     kex: Tuple[str, ...]
     host_keys: Tuple[str, ...]
+    host_keys_offered: Tuple[str, ...]
     ciphers: Tuple[str, ...]
     macs: Tuple[str, ...]
     rsa_bits_min: int
@@ -74,8 +80,8 @@ class Policy:
 
     @property
     def plain_host_keys(self) -> Tuple[str, ...]:
-        """Host key algorithms without certificates: also the signatures that user keys may make."""
-        return tuple(name for name in self.host_keys if not name.endswith(CERTIFICATE_SUFFIX))
+        """Accepted host key algorithms without certificates: also the signatures that user keys may make."""
+        return _plain(self.host_keys)
 
 
 @dataclass(frozen=True)
@@ -123,12 +129,17 @@ def make_policy(
     Raises UsageError for an unknown profile, or a list that leaves nothing.
     """
     base = _profile(profile, fast_aes)
+    host_keys = _narrow("HostKeyAlgorithms", base.host_keys, base.host_keys, host_key_algorithms, profile)
+    unasked = tuple(name for name in base.kex if not _matches(_ON_REQUEST, name))
     return replace(
         base,
-        kex=_narrow("KexAlgorithms", base.kex, kex_algorithms, profile),
-        host_keys=_narrow("HostKeyAlgorithms", base.host_keys, host_key_algorithms, profile),
-        ciphers=_narrow("Ciphers", base.ciphers, ciphers, profile),
-        macs=_narrow("MACs", base.macs, macs, profile),
+        kex=_narrow("KexAlgorithms", base.kex, unasked, kex_algorithms, profile),
+        host_keys=host_keys,
+        host_keys_offered=_plain(
+            _narrow("HostKeyAlgorithms", base.host_keys, base.host_keys_offered, host_key_algorithms, profile)
+        ),
+        ciphers=_narrow("Ciphers", base.ciphers, base.ciphers, ciphers, profile),
+        macs=_narrow("MACs", base.macs, base.macs, macs, profile),
     )
 
 
@@ -138,6 +149,7 @@ def _profile(profile: str, fast_aes: bool) -> Policy:
         profile=profile,
         kex=_KEX,
         host_keys=(*_HOST_KEYS, *(name + CERTIFICATE_SUFFIX for name in _HOST_KEYS)),
+        host_keys_offered=tuple(name for name in _HOST_KEYS if not _matches(_ON_REQUEST, name)),
         ciphers=(*aead, *_CTR),
         macs=_MACS,
         rsa_bits_min=3072,
@@ -155,20 +167,27 @@ def _profile(profile: str, fast_aes: bool) -> Policy:
     raise UsageError(f"security={printable(profile)} is not a profile; choose hardened, compatible or pq.")
 
 
-def _narrow(keyword: str, accepted: Tuple[str, ...], spec: Optional[str], profile: str) -> Tuple[str, ...]:
-    """OpenSSH's list syntax over what the profile accepts: a list, or + (no effect here), - (remove), ^ (put first)."""
+def _plain(host_keys: Iterable[str]) -> Tuple[str, ...]:
+    return tuple(name for name in host_keys if not name.endswith(CERTIFICATE_SUFFIX))
+
+
+def _narrow(
+    keyword: str, accepted: Tuple[str, ...], unasked: Tuple[str, ...], spec: Optional[str], profile: str
+) -> Tuple[str, ...]:
+    """OpenSSH's list syntax over what the profile accepts: a list, or + (add), - (remove), ^ (put first) to what stands there
+    unasked."""
     if spec is None:
-        return accepted
+        return unasked
     operator, patterns = (spec[0], spec[1:]) if spec[:1] in ("+", "-", "^") else ("", spec)
     chosen: List[str] = []
     for pattern in filter(None, patterns.split(",")):
         chosen += [name for name in accepted if _matches(pattern, name) and name not in chosen]
     if operator == "+":
-        result = accepted  # appending could only widen
+        result = (*unasked, *(name for name in chosen if name not in unasked))
     elif operator == "-":
-        result = tuple(name for name in accepted if name not in chosen)
+        result = tuple(name for name in unasked if name not in chosen)
     elif operator == "^":
-        result = (*chosen, *(name for name in accepted if name not in chosen))
+        result = (*chosen, *(name for name in unasked if name not in chosen))
     else:
         result = tuple(chosen)
     if not result:
@@ -186,9 +205,9 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def agree(policy: Policy, offer: ServerOffer, host_keys: Optional[Sequence[str]] = None) -> Agreement:
-    """What client and server will use. ``host_keys``: the host key algorithms offered to this server (default: the policy's
-    plain ones). Raises PolicyError, one sentence that says what the server offered and what to do."""
-    wanted_keys = policy.plain_host_keys if host_keys is None else tuple(host_keys)
+    """What client and server will use. ``host_keys``: the host key algorithms offered to this server (default: the policy's).
+    Raises PolicyError, one sentence that says what the server offered and what to do."""
+    wanted_keys = policy.host_keys_offered if host_keys is None else tuple(host_keys)
     kex = _pick("kex", policy, policy.kex, offer.kex)
     host_key = _pick("host_key", policy, wanted_keys, offer.host_keys)
     cipher_out = _pick("cipher", policy, policy.ciphers, offer.ciphers_out)
@@ -239,17 +258,23 @@ def _no_agreement(
     }[category]
     narrowed = [name for name in accepted if name in theirs and name not in ours]
     if narrowed and category == "host_key":
-        remedy = f"connect with a known_hosts file that has its {narrowed[0]} key, or allow it in HostKeyAlgorithms"
+        remedy = (
+            f"connect with a known_hosts file that has its {narrowed[0]} key, or allow it with "
+            f"-o HostKeyAlgorithms=+{narrowed[0]}"
+        )
     elif narrowed:
-        remedy = f"security={policy.profile} would accept {narrowed[0]}: allow it in your {keyword} list"
+        remedy = (
+            f"security={policy.profile} would accept {narrowed[0]}: allow it with -o {keyword}=+{narrowed[0]}"
+        )
     else:
         remedy = f"add {example} to {keyword} in the server's sshd_config"
         if category == "mac":
             remedy += ", or a cipher that needs no MAC (aes256-gcm@openssh.com) to its Ciphers"
         remedy += _gentler_profile(category, policy, theirs)
     purpose = f" for {cipher}" if cipher else ""
+    verb = "asks for" if narrowed else "accepts"
     return PolicyError(
-        f"The server offers only these {plural}{purpose}: {offered}, of which security={policy.profile} accepts none; {remedy}."
+        f"The server offers only these {plural}{purpose}: {offered}, of which security={policy.profile} {verb} none; {remedy}."
     )
 
 
@@ -297,7 +322,7 @@ GOOD, UNSUPPORTED, WEAK, BROKEN = "good", "unsupported", "weak", "broken"
 
 # (category or "" for all, pattern, grade, reason): the first match wins. Anything else is judged by the profiles.
 _JUDGEMENTS: Tuple[Tuple[str, str, str, str], ...] = (
-    ("kex", "ecdh-sha2-nistp*", GOOD, "NIST curve: accepted, though curve25519 is preferred"),
+    ("kex", "ecdh-sha2-nistp*", GOOD, "NIST curve: accepted where KexAlgorithms names it"),
     ("kex", "mlkem*", GOOD, "post-quantum hybrid"),
     ("kex", "sntrup761x25519*", UNSUPPORTED, "post-quantum hybrid, good, not spoken here"),
     ("kex", "diffie-hellman-group14-sha256", WEAK, "2048-bit group: accepted only under security=compatible"),

@@ -102,6 +102,33 @@ def test_other_lists_are_narrowed_too() -> None:
     assert "ssh-ed25519-cert-v01@openssh.com" in policy.host_keys
 
 
+@pytest.mark.parametrize("profile", ["hardened", "compatible"])
+def test_nist_curves_are_for_those_who_name_them(profile: str) -> None:
+    policy = make_policy(profile)
+    assert "nistp" not in " ".join((*policy.kex, *policy.host_keys_offered))
+    assert "ecdsa-sha2-nistp256" in policy.host_keys  # for servers that known_hosts has such a key of
+    asked = make_policy(profile, kex_algorithms="+ecdh-sha2-nistp384", host_key_algorithms="^ecdsa*")
+    assert asked.kex == (*policy.kex, "ecdh-sha2-nistp384")
+    assert asked.host_keys_offered == (*asked.plain_host_keys[:3], *policy.host_keys_offered)
+    assert make_policy(profile, kex_algorithms="ecdh*521").kex == ("ecdh-sha2-nistp521",)
+
+
+@pytest.mark.parametrize(
+    ("offer", "remedy"),
+    [
+        (offering(kex=("ecdh-sha2-nistp256",)), "-o KexAlgorithms=+ecdh-sha2-nistp256"),
+        (
+            offering(host_keys=("ecdsa-sha2-nistp256",)),
+            "known_hosts file that has its ecdsa-sha2-nistp256 key",
+        ),
+    ],
+)
+def test_the_sentence_says_how_to_name_them(offer: ServerOffer, remedy: str) -> None:
+    with pytest.raises(PolicyError, match="asks for none") as caught:
+        agree(make_policy(), offer)
+    assert remedy in str(caught.value)
+
+
 def test_agreement_is_the_first_of_ours_that_the_server_has() -> None:
     agreed = agree(make_policy(), DEBIAN_12)
     assert (agreed.kex, agreed.host_key) == ("curve25519-sha256", "ssh-ed25519")
@@ -154,7 +181,7 @@ def test_the_sentence_says_what_was_offered_and_what_to_do(offer: ServerOffer, w
 
 def test_the_sentence_names_the_users_own_list_when_that_is_the_cause() -> None:
     with pytest.raises(
-        PolicyError, match=r"security=hardened would accept aes256-gcm@openssh\.com.* your Ciphers"
+        PolicyError, match=r"asks for none; security=hardened would accept (\S+): .* -o Ciphers=\+\1"
     ):
         agree(make_policy(ciphers="aes192-ctr"), DEBIAN_12)
 
