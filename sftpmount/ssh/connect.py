@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import sys
 import time
 from dataclasses import replace
-from typing import Callable, Dict, List, Optional, Sequence, TextIO, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple
 
 from sftpmount.errors import (
     AuthenticationError,
@@ -129,12 +130,11 @@ class Dialer:
             transport = HardenedTransport(
                 sock, target.policy, host_key_algorithms=_wanted_host_keys(target, known, name, pinned)
             )
-            try:
+            with _naming(target):
                 transport.handshake(target.connect_timeout_s)
-                self._verify(target, name, transport.host_key_blob, known, pinned)
+            self._verify(target, name, transport.host_key_blob, known, pinned)
+            with _naming(target):
                 self._authenticate(options, target, transport, password)
-            except (Unreachable, PolicyError) as error:  # which of perhaps several hosts it is about
-                raise type(error)(f"{target.host} port {target.port}: {error}") from error
             connection = Connection(transport, via)
         except BaseException:
             if transport is not None:
@@ -224,6 +224,15 @@ class Dialer:
     def _show_banner(self, text: str) -> None:
         if not self._has_connected:
             self._prompt.notice(text)
+
+
+@contextlib.contextmanager
+def _naming(target: Target) -> Iterator[None]:
+    """Which of perhaps several hosts an error is about."""
+    try:
+        yield
+    except (Unreachable, PolicyError, HostKeyError) as error:
+        raise type(error)(f"{target.host} port {target.port}: {error}") from error
 
 
 def _dial(target: Target) -> socket.socket:

@@ -281,7 +281,14 @@ class HardenedTransport(paramiko.Transport):
             raise HostKeyError(
                 "The server showed another host key when keys were renewed; the connection was given up."
             )
-        super()._verify_key(host_key, sig)  # type: ignore[misc]
+        try:
+            super()._verify_key(host_key, sig)  # type: ignore[misc]
+        except SSHException as error:
+            raise HostKeyError(
+                "The signature of the server's host key does not fit what was exchanged: someone between you and the server "
+                "changes it, or a server shows a key that it does not hold. Nothing was sent to it; try from another network, "
+                "or ask the server's administrator."
+            ) from error
         if isinstance(self.host_key, paramiko.RSAKey):
             require_rsa_bits(self.policy, self.host_key.get_bits(), "The server's host key")
         self.host_key_blob = host_key
