@@ -95,16 +95,15 @@ class ServerOffer:
     compression_out: Tuple[str, ...] = ()
     compression_in: Tuple[str, ...] = ()
 
-    def names(self, category: str) -> Tuple[str, ...]:
-        """What is offered of a category of ``verdict``, in either direction."""
-        lists = {
-            "kex": self.kex,
-            "host_key": self.host_keys,
-            "cipher": self.ciphers_out + self.ciphers_in,
-            "mac": self.macs_out + self.macs_in,
-            "compression": self.compression_out + self.compression_in,
-        }
-        return tuple(dict.fromkeys(lists[category]))
+    def ways(self, category: str) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
+        """What is offered of a category of ``verdict``, client to server and back; some have one list for both."""
+        return {
+            "kex": (self.kex, self.kex),
+            "host_key": (self.host_keys, self.host_keys),
+            "cipher": (self.ciphers_out, self.ciphers_in),
+            "mac": (self.macs_out, self.macs_in),
+            "compression": (self.compression_out, self.compression_in),
+        }[category]
 
 
 @dataclass(frozen=True)
@@ -398,20 +397,24 @@ def accepted(policy: Policy, category: str) -> Tuple[str, ...]:
 
 
 USED, ACCEPTED, REFUSED = "used", "accepted", "refused"
+# What good algorithms lack in the eyes of the strictest profile, pq.
+_WANTING = {"kex": "not post-quantum", "cipher": "not authenticated encryption"}
 
 
 def standing(
     policy: Policy, category: str, algorithm: str, agreement: Optional[Agreement]
 ) -> Tuple[str, str]:
-    """(used, accepted or refused; why) of an algorithm in a server's offer. ``agreement``: what ``policy`` and the server agree,
-    None where they do not."""
+    """(used, accepted or refused; why) of an algorithm in a server's offer; why may be "" unless it is refused. ``agreement``:
+    what ``policy`` and the server agree, None where they do not."""
     grade, reason = verdict(category, algorithm)
     if algorithm not in accepted(policy, category):
         if algorithm in accepted(_profile(policy.profile, True), category):
             reason = "left out by your own list"
         elif grade == GOOD:
-            reason = f"security={policy.profile} asks for more"
+            reason = _WANTING.get(category, f"not accepted by security={policy.profile}")
         return REFUSED, reason
+    if reason == "accepted":
+        reason = ""
     if agreement is None:
         return ACCEPTED, reason
     in_use = {
