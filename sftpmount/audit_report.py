@@ -186,7 +186,7 @@ def _why(each: Algorithm) -> str:
     if not reasons:
         return each.standings[PROFILES[0]][1]
     return "; ".join(
-        why if len(profiles) == len(PROFILES) else f"{', '.join(profiles)}: {why}"
+        why if len(profiles) == len(PROFILES) or "security=" in why else f"{', '.join(profiles)}: {why}"
         for why, profiles in reasons.items()
     )
 
@@ -241,9 +241,22 @@ def _sftp(sftp: SftpFindings) -> Iterator[str]:
 
 def _finding(finding: Finding) -> Iterator[str]:
     yield from _entry("- ", finding.problem)
-    if finding.server_lines:
-        yield "    In the server's sshd_config, in place of the lines with these keywords:"
-        yield from (f"      {line}" for line in finding.server_lines)
+    for title, lines in (
+        (
+            "Beside other HostKey lines of the server's sshd_config (has it none, then ssh-keygen -A and a restart will do):",
+            [line for line in finding.server_lines if _is_added(line)],
+        ),
+        (
+            "In the server's sshd_config, in place of any other line with this keyword:",
+            [line for line in finding.server_lines if not _is_added(line)],
+        ),
+    ):
+        if lines:
+            yield from (f"    {title}", *(f"      {line}" for line in lines))
+
+
+def _is_added(line: str) -> bool:
+    return line.startswith("HostKey ")
 
 
 def _entry(head: str, text: str, indent: str = "  ") -> List[str]:

@@ -51,7 +51,8 @@ class HostKeyError(SftpMountError):
 class PolicyError(SftpMountError):
     """Server and policy share no algorithm, or the server's offer is not safe enough.
 
-    ``server_lines``: what cures it in the sshd_config of an OpenSSH server, each line in place of the one with its keyword.
+    ``server_lines``: what cures it in the sshd_config of an OpenSSH server, each line in place of the one with its keyword,
+    but HostKey beside its like.
     """
 
     exit_status = 7

@@ -51,7 +51,7 @@ class NoSshServer(Unreachable):
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence for a person. ``server_lines``: what cures it in sshd_config, each in place of the line with its keyword."""
+    """A sentence for a person. ``server_lines``: what cures it in sshd_config, as PolicyError has them."""
 
     problem: str
     server_lines: Tuple[str, ...] = ()

@@ -21,7 +21,8 @@ from support.sshd import HARDENED_CONFIG, keygen, public_key, write_known_hosts
 class AsyncsshServer:
     """One server; see support.sshd.Sshd for the attributes."""
 
-    def __init__(self, tmp_dir: Path) -> None:
+    def __init__(self, tmp_dir: Path, kex: Optional[str] = None) -> None:
+        """``kex``: the only key exchange, in place of the hardened sshd's."""
         self.dir = Path(tmp_dir) / "asyncssh"
         self.dir.mkdir(mode=0o700, parents=True)
         self.tree = self.dir / "tree"
@@ -32,6 +33,7 @@ class AsyncsshServer:
         self.host_keys = {kind: keygen(self.dir / f"host_{kind}", kind) for kind in ("ed25519", "rsa")}
         self.log = self.dir / "server.log"
         self.port = free_port()
+        self._kex = kex
         self._ports: List[int] = []
         self._process: Optional[subprocess.Popen[bytes]] = None
 
@@ -48,6 +50,7 @@ class AsyncsshServer:
             "port": self.port,
             "server_host_keys": [str(path) for path in self.host_keys.values()],
             "authorized_client_keys": f"{self.user_key}.pub",
+            "kex": self._kex,
         }
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -99,7 +102,9 @@ async def _serve(settings: Dict[str, Any]) -> None:
         sftp_factory=True,
         allow_scp=False,
         # Without the group exchange, whose moduli asyncssh would generate.
-        kex_algs=[name for name in offers["KexAlgorithms"].split(",") if "group-exchange" not in name],
+        kex_algs=[settings["kex"]]
+        if settings["kex"]
+        else [name for name in offers["KexAlgorithms"].split(",") if "group-exchange" not in name],
         encryption_algs=offers["Ciphers"].split(","),
         mac_algs=offers["MACs"].split(","),
     )

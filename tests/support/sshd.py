@@ -139,6 +139,17 @@ class Sshd:
         self.stop()
         self.start()
 
+    def configure(self, lines: Iterable[str]) -> None:
+        """Put each line of sshd_config in place of those with its keyword (HostKey: beside them), from the next start on."""
+        for line in lines:
+            keyword = line.split()[0]
+            kept = [
+                old
+                for old in self._template.splitlines()
+                if keyword == "HostKey" or old.split()[:1] != [keyword]
+            ]
+            self._template = "\n".join([line, *kept]) + "\n"
+
     def kill_sessions(self) -> None:
         """End every session with SIGKILL; the listener goes on taking new ones."""
         if self.pid is not None:
