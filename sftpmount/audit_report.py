@@ -147,7 +147,7 @@ def as_text(report: Report) -> str:
     lines += ["", *_table(ssh)]
     lines += ["", "What would be agreed"]
     for each in ssh.profiles:
-        lines += _entry(f"{each.profile:<12}", _outcome(each))
+        lines += _entry(f"{each.profile:<12}", _outcome(each, each.profile == ssh.profile))
     offered = "offered" if ssh.strict_kex else "NOT offered"
     lines += ["", f"Strict key exchange (against the Terrapin attack): {offered}"]
     lines += ["", "Host keys", *(line for key in ssh.host_keys for line in _host_key(key))]
@@ -157,6 +157,11 @@ def as_text(report: Report) -> str:
     for title, findings in (("Refused, because", report.refusals), ("Remarks", report.remarks)):
         if findings:
             lines += ["", title, *(line for each in findings for line in _finding(each))]
+    if any(each.server_lines for each in (*report.refusals, *report.remarks)):
+        lines += [
+            "",
+            "On the server, test the new sshd_config with sshd -t, and reload sshd from a session that stays open.",
+        ]
     verdict = {FIT: "Fit", REMARKS: "Fit, with remarks,", UNFIT: "Refused"}[report.result]
     lines += ["", f"{verdict} under security={ssh.profile}."]
     return "\n".join(map(printable, lines))
@@ -191,10 +196,15 @@ def _why(each: Algorithm) -> str:
     )
 
 
-def _outcome(each: ProfileFindings) -> str:
-    if each.agreement is None:
-        return "refused: " + " ".join(refusal.problem for refusal in each.refusals)
-    return _agreed(each.agreement)
+def _outcome(each: ProfileFindings, is_mounts_own: bool) -> str:
+    if each.agreement is not None:
+        return _agreed(each.agreement)
+    if is_mounts_own:
+        return "refused, see below"
+    # What to do about it comes behind the semicolon, and only the mount's own profile has to be cured.
+    return "refused. " + " ".join(
+        refusal.problem.split(";")[0].rstrip(".") + "." for refusal in each.refusals
+    )
 
 
 def _agreed(agreement: Agreement) -> str:
@@ -243,7 +253,7 @@ def _finding(finding: Finding) -> Iterator[str]:
     yield from _entry("- ", finding.problem)
     for title, lines in (
         (
-            "Beside other HostKey lines of the server's sshd_config (has it none, then ssh-keygen -A and a restart will do):",
+            "Beside the HostKey lines of the server's sshd_config (without any, run ssh-keygen -A instead):",
             [line for line in finding.server_lines if _is_added(line)],
         ),
         (

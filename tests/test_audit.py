@@ -289,6 +289,7 @@ def test_what_is_refused_is_cured_by_the_named_lines(
         found = result.json
         assert result.status == 2 and found["result"] == "refused"
         assert found["sftp"]["reached"] is False and found["profiles"]["hardened"]["agreed"] is None
+        assert found["authentication"] is None  # where no profile can get so far
         lines = [line for refusal in found["refusals"] for line in refusal["sshd_config"]]
         assert [line.split()[0] for line in lines] == keywords
         text = audit(sshd)
@@ -311,6 +312,7 @@ def test_a_short_host_key_is_shown_refused_and_cured(tmp_path: Path) -> None:
         (key,) = found["host_keys"]
         assert (key["bits"], key["fingerprint"], key["standing"]) == (2048, fingerprint(path), "known")
         assert found["profiles"]["compatible"]["agreed"] is not None
+        assert found["authentication"] == ["publickey"]
         lenient = audit(sshd, "--json", security="compatible").json
         assert (
             lenient["exit_status"] == 1
@@ -361,6 +363,16 @@ def test_no_fsync_is_a_remark_in_plain_words_with_its_cure(tmp_path: Path) -> No
         assert "Durability: The server has no fsync@openssh.com" in audit(sshd).flat
         cure(sshd, found["remarks"][0]["sshd_config"], tmp_path)
         assert audit(sshd).status == 0
+
+
+def test_the_readme_shows_what_is_printed(tmp_path: Path) -> None:
+    text = (CHECKOUT / "README.md").read_text()
+    shown = text.split("backup@nas port 22", 1)[1].split("```")[0].splitlines()[1:]
+    config = "KexAlgorithms curve25519-sha256,diffie-hellman-group14-sha1\nCiphers aes256-ctr,aes256-cbc\nMACs hmac-sha2-256"
+    with Sshd(tmp_path, config, hardened=False, host_key_types=("ed25519",)) as sshd:
+        printed = audit(sshd).out.splitlines()
+    assert len(shown) > 15
+    assert [line for line in shown if line != "..." and line not in printed] == []
 
 
 def test_a_missing_directory_is_refused(sshd: Sshd) -> None:

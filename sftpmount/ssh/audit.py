@@ -138,7 +138,6 @@ class _Look:
     offer: Optional[ServerOffer] = None
     host_key: bytes = b""
     problem: Optional[SftpMountError] = None
-    methods: Optional[Tuple[str, ...]] = None
 
 
 class _Survey:
@@ -167,12 +166,14 @@ class _Survey:
         self._now_s = now_s
         # For host keys alone: nothing of ours goes over such a connection, so it may be as weak as any profile allows.
         self._lenient = replace(make_policy("compatible"), rsa_bits_min=0)
+        self._methods: Optional[Tuple[str, ...]] = None
+        self._may_ask_methods = True  # once, and never a server that showed a false key
         self._refusals: List[Finding] = []
         self._remarks: List[Finding] = []
 
     def findings(self) -> SshFindings:
         target = self._target
-        first = self._look(target.policy, wanted_host_keys(target, self._known), ask=True)
+        first = self._look(target.policy, wanted_host_keys(target, self._known))
         if first.offer is None and isinstance(
             first.problem, PolicyError
         ):  # it is this side that lacks something
@@ -204,7 +205,7 @@ class _Survey:
             algorithms=self._algorithms(offer, profiles),
             profiles=profiles,
             host_keys=host_keys,
-            methods=first.methods,
+            methods=self._methods,
             refusals=tuple(self._refusals),
             remarks=tuple(self._remarks),
             pinned_host_key=first.host_key if trust is Trust.UNKNOWN and self._accept_new else None,
@@ -213,9 +214,8 @@ class _Survey:
 
     # -- connections ----------------------------------------------------------------------------------------------
 
-    def _look(self, policy: Policy, host_key_algorithms: Sequence[str], ask: bool = False) -> _Look:
-        """One connection up to its host key; ``ask``: and the methods of authentication."""
-        methods: Optional[Tuple[str, ...]] = None
+    def _look(self, policy: Policy, host_key_algorithms: Sequence[str]) -> _Look:
+        """One connection up to its host key, and the first time to the methods of authentication as well."""
         problem: Optional[SftpMountError] = None
         with self._dialer.stream() as sock:
             try:
@@ -224,17 +224,18 @@ class _Survey:
                 return _Look(problem=error)
             try:
                 transport.handshake(self._target.connect_timeout_s)
-                if ask and self._judge(transport.host_key_blob).trust not in _FALSE:
-                    methods = self._methods(transport)
+                self._ask_methods(transport)
             except (PolicyError, HostKeyError, Unreachable) as error:
                 problem = error
             finally:
                 transport.close()
-        return _Look(
-            printable(transport.remote_version), transport.offer, transport.host_key_blob, problem, methods
-        )
+        return _Look(printable(transport.remote_version), transport.offer, transport.host_key_blob, problem)
 
-    def _methods(self, transport: HardenedTransport) -> Optional[Tuple[str, ...]]:
+    def _ask_methods(self, transport: HardenedTransport) -> None:
+        is_allowed = self._may_ask_methods and self._judge(transport.host_key_blob).trust not in _FALSE
+        self._may_ask_methods = False
+        if not is_allowed:
+            return
         target = self._target
         conversation = UserAuth(transport, target.user, target.connect_timeout_s, lambda banner: None)
         try:
@@ -242,8 +243,8 @@ class _Survey:
             reply = conversation.none()
         except Unreachable as error:
             self._remarks.append(Finding(f"The methods of authentication were not found out: {error}"))
-            return None
-        return ("none",) if reply.success else reply.methods
+        else:
+            self._methods = ("none",) if reply.success else reply.methods
 
     def _judge(self, blob: bytes) -> hostkeys.Verdict:
         return judge_host_key(self._target, self._known, blob, self._now_s())
@@ -339,7 +340,7 @@ class _Survey:
 
     def _conclude(self, first: _Look, offer: ServerOffer) -> Optional[Trust]:
         """Refusals and remarks about the connection that a mount would have; returns what is thought of its host key."""
-        if first.methods == ("none",):
+        if self._methods == ("none",):
             self._remarks.append(
                 Finding(
                     f"The server lets {printable(self._target.user)} in without any key or password, and so everybody."
