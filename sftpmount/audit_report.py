@@ -253,11 +253,11 @@ def _finding(finding: Finding) -> Iterator[str]:
     yield from _entry("- ", finding.problem)
     for title, lines in (
         (
-            "Beside the HostKey lines of the server's sshd_config (without any, run ssh-keygen -A instead):",
+            "OpenSSH: beside the HostKey lines of the server's sshd_config (without any, ssh-keygen -A will do):",
             [line for line in finding.server_lines if _is_added(line)],
         ),
         (
-            "In the server's sshd_config, in place of any other line with this keyword:",
+            "OpenSSH: in the server's sshd_config, in place of any other line with this keyword:",
             [line for line in finding.server_lines if not _is_added(line)],
         ),
     ):

@@ -4,7 +4,7 @@
    key is known to be false does not even get that.
 2. known_hosts files are read, and never written; nobody is asked for anything.
 3. Each look is a connection of its own, made as a mount makes its connection: by way of the same jump hosts (which are
-   verified and logged in to) or the same ProxyCommand. There are at most ``LOOKS_MAX`` of them.
+   verified and logged in to) or the same ProxyCommand. There is one for each kind of host key, up to ``LOOKS_MAX``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from sftpmount.ssh.userauth import UserAuth
 
 PROFILES = ("hardened", "compatible", "pq")
 CATEGORIES = ("kex", "host_key", "cipher", "mac", "compression")
+# Of host keys. Since 9.8 an OpenSSH server turns away who has made some 15 connections without a login in as many seconds
+# (sshd_config(5), PerSourcePenalties: noauth 1 s each, enforced from 15 s on).
 LOOKS_MAX = 10
 NAMES_MAX = 100  # of one category: OpenSSH knows 20 of the longest
 
@@ -107,9 +109,7 @@ class SshFindings:
     algorithms: Tuple[Algorithm, ...]
     profiles: Tuple[ProfileFindings, ...]
     host_keys: Tuple[HostKey, ...]
-    methods: Optional[
-        Tuple[str, ...]
-    ]  # of authentication; ("none",) where nothing is asked for; None: not found out
+    methods: Optional[Tuple[str, ...]]  # to log in; ("none",) where nothing is asked for; None: not found out
     refusals: Tuple[Finding, ...]
     remarks: Tuple[Finding, ...]
     pinned_host_key: Optional[bytes]  # for the login: an unknown key that accept-new would take
@@ -151,16 +151,13 @@ class _Survey:
         self._target = self._dialer.target
         self._targets: Dict[str, Target] = {}
         self._policies: Dict[str, Policy] = {}
-        self._unfit: Dict[str, Finding] = {}  # profiles that this side cannot have
+        self._unfit: Dict[str, Finding] = {}  # no such policy here: own lists leave nothing, a library is old
         for profile in PROFILES:
             try:
                 target = resolve(replace(self._options, security=profile), local)
                 self._policies[profile] = HardenedTransport.within_means(target.policy)
                 self._targets[profile] = target
-            except (
-                UsageError,
-                PolicyError,
-            ) as error:  # the user's own lists leave nothing of it, or a library is old
+            except (UsageError, PolicyError) as error:
                 self._unfit[profile] = Finding.of(error)
         self._known = known_hosts(self._target)
         self._now_s = now_s
@@ -174,12 +171,9 @@ class _Survey:
     def findings(self) -> SshFindings:
         target = self._target
         first = self._look(target.policy, wanted_host_keys(target, self._known))
-        if first.offer is None and isinstance(
-            first.problem, PolicyError
-        ):  # it is this side that lacks something
-            first = replace(
-                self._look(self._lenient, self._lenient.plain_host_keys), host_key=b"", problem=first.problem
-            )
+        if target.policy.profile in self._unfit:  # nothing was said: it is this side that lacks something
+            seen = self._look(self._lenient, self._lenient.plain_host_keys)
+            first = replace(seen, host_key=b"", problem=first.problem if seen.offer else seen.problem)
         offer = first.offer
         if offer is None:
             raise NoSshServer(f"{target.host} port {target.port}: {first.problem}")
