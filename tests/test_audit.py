@@ -352,6 +352,13 @@ def test_no_subsystem_is_refused_and_cured(tmp_path: Path) -> None:
         assert audit(sshd).status == 0
 
 
+def test_an_sftp_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
+    with Sshd(tmp_path, sftp_server="/bin/sleep 1000", sftp_only=False) as sshd:
+        result = audit(sshd, "--json", ConnectTimeout=2)
+        assert result.status == 2 and "no reply on the metadata lane" in result.json["refusals"][0]["problem"]
+        assert result.json["sftp"]["reached"] is False
+
+
 def test_no_fsync_is_a_remark_in_plain_words_with_its_cure(tmp_path: Path) -> None:
     with Sshd(tmp_path, sftp_server="internal-sftp -P fsync,posix-rename", sftp_only=False) as sshd:
         found = audit(sshd, "--json").json
