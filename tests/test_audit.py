@@ -353,7 +353,9 @@ def test_no_subsystem_is_refused_and_cured(tmp_path: Path) -> None:
 
 
 def test_an_sftp_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
-    with Sshd(tmp_path, sftp_server="/bin/sleep 1000", sftp_only=False) as sshd:
+    with Sshd(
+        tmp_path, sftp_server="/bin/cat >/dev/null", sftp_only=False
+    ) as sshd:  # which ends with its input
         result = audit(sshd, "--json", ConnectTimeout=2)
         assert result.status == 2 and "no reply on the metadata lane" in result.json["refusals"][0]["problem"]
         assert result.json["sftp"]["reached"] is False
