@@ -15,13 +15,15 @@ import difflib
 import getopt
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import option_values as to
 from .errors import UsageError
 from .option_values import Convert, MiB
 from .place import parse_place
+
+AUDIT_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
@@ -302,6 +304,7 @@ class CommandLine:
     words: Tuple[Tuple[str, Optional[str]], ...]
     help: bool
     version: bool
+    json: bool = False
 
 
 def parse(argv: Sequence[str]) -> MountOptions:
@@ -309,12 +312,12 @@ def parse(argv: Sequence[str]) -> MountOptions:
     return understand(split(argv))
 
 
-def split(argv: Sequence[str]) -> CommandLine:
-    """Sort ``argv``. UsageError for an unknown flag, one that lacks its value, or a control character."""
+def split(argv: Sequence[str], *, further: Sequence[str] = ()) -> CommandLine:
+    """Sort ``argv``; ``further`` are long flags of a command. UsageError for an unknown flag, one that lacks its value, or a
+    control character."""
+    long_flags = ["help", "version", "foreground", "debug", "verbose", *further]
     try:
-        found, operands = getopt.gnu_getopt(
-            list(argv), "o:p:F:t:fdvC1rwsnhV", ["help", "version", "foreground", "debug", "verbose"]
-        )
+        found, operands = getopt.gnu_getopt(list(argv), "o:p:F:t:fdvC1rwsnhV", long_flags)
     except getopt.GetoptError as error:
         raise UsageError(f"{error.msg!r}: sftpmount --help shows what there is.") from None
     words: List[Tuple[str, Optional[str]]] = []
@@ -336,6 +339,7 @@ def split(argv: Sequence[str]) -> CommandLine:
         words=tuple(words),
         help=bool(flags & {"-h", "--help"}),
         version=bool(flags & {"-V", "--version"}),
+        json="--json" in flags,
     )
 
 
@@ -355,10 +359,27 @@ def understand(line: CommandLine) -> MountOptions:
     """The mount that a sorted command line asks for, or UsageError."""
     if len(line.operands) != 2:
         raise _wrong_operands(line.operands)
-    place = parse_place(line.operands[0])
     mountpoint = line.operands[1]
     if not mountpoint or "\0" in mountpoint:
         raise UsageError(f"{mountpoint!r} is no mountpoint: name the directory to mount on.")
+    return _mount_of(line, line.operands[0], mountpoint)
+
+
+def understand_audit(line: CommandLine) -> MountOptions:
+    """The mount that an audit is to judge, or UsageError. Its mountpoint is ""; a host alone stands for its home directory."""
+    if len(line.operands) != 1:
+        shown = repr(line.operands[1]) + " is a word too many" if line.operands else "nothing to audit"
+        raise UsageError(f"{shown}: write sftpmount audit [options] [user@]host:[dir], and no mountpoint.")
+    place = line.operands[0]
+    if re.fullmatch(r"[^:/\[]+|([^:/\[]*@)?\[[^\]]*\]", place):
+        place += ":"
+    # A person waits for it, and it makes several connections; whoever says ConnectTimeout wins over this.
+    words = (("ConnectTimeout", str(AUDIT_TIMEOUT_S)), *line.words)
+    return _mount_of(replace(line, words=words), place, "")
+
+
+def _mount_of(line: CommandLine, place_as_typed: str, mountpoint: str) -> MountOptions:
+    place = parse_place(place_as_typed)
     values: Dict[str, Any] = {}
     for name, text in line.words:
         option = _find(name)
@@ -373,7 +394,7 @@ def understand(line: CommandLine) -> MountOptions:
             values[option.field] = value
     _settle(values, place.user, place.port)
     ssh = {field[4:]: values.pop(field) for field in list(values) if field.startswith("ssh.")}
-    values.setdefault("fsname", line.operands[0])
+    values.setdefault("fsname", place_as_typed)
     return MountOptions(SshOptions(place.host, **ssh), place.directory, mountpoint, **values)
 
 

@@ -212,6 +212,7 @@ class Lane:
 
     def open(self, connection: ByteConnection) -> None:
         """Start the subsystem and agree on version 3."""
+        self._progress_s = self._clock()
         self._channel = connection.open_subsystem("sftp", self._on_data, self._on_closed)
         self._channel.send(wire.init())
         reply = self._version.wait()
@@ -277,8 +278,9 @@ class Lane:
         return bool(self._awaited)
 
     def waiting_s(self) -> float:
-        """Seconds since the last reply on this lane, 0 where nothing is waited for."""
-        return self._clock() - self._progress_s if self._pending else 0.0
+        """Seconds since the last reply on this lane, 0 where nothing is waited for: a request's reply, or the VERSION."""
+        is_opening = self._channel is not None and not self._version_known
+        return self._clock() - self._progress_s if self._pending or is_opening else 0.0
 
     def _on_data(self, data: bytes) -> None:
         try:

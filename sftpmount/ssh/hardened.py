@@ -146,7 +146,7 @@ class HardenedTransport(paramiko.Transport):
         rekey_bytes_max: Optional[int] = None,
         rekey_interval_s: float = 3600.0,
     ) -> None:
-        policy = _within_means(policy, self._kex_info)
+        policy = self.within_means(policy)
         super().__init__(sock, packetizer_class=PacketStream)  # type: ignore[arg-type]
         sock.setblocking(
             False
@@ -178,6 +178,19 @@ class HardenedTransport(paramiko.Transport):
             if host_key_algorithms is None
             else tuple(name for name in host_key_algorithms if name in policy.host_keys)
         )
+
+    @classmethod
+    def within_means(cls, policy: Policy) -> Policy:
+        """The policy without what the installed libraries cannot do: ML-KEM, where OpenSSL is older than 3.5.
+
+        Raises PolicyError where that leaves no key exchange."""
+        kex = tuple(name for name in policy.kex if name in cls._kex_info)
+        if not kex:
+            raise PolicyError(
+                f"security={policy.profile} needs {policy.kex[0]}, which the installed Python package cryptography cannot do; "
+                "install cryptography 48 or newer from PyPI."
+            )
+        return replace(policy, kex=kex)
 
     @property
     def preferred_keys(self) -> Tuple[str, ...]:
@@ -454,18 +467,9 @@ def _offer(parsed: Dict[str, Any]) -> ServerOffer:
         macs_out=names("client_mac_algo_list"),
         macs_in=names("server_mac_algo_list"),
         strict_kex=STRICT_KEX_SERVER in kex,
+        compression_out=names("client_compress_algo_list"),
+        compression_in=names("server_compress_algo_list"),
     )
-
-
-def _within_means(policy: Policy, known: Dict[str, Any]) -> Policy:
-    """The policy without what the installed libraries cannot do: ML-KEM, where OpenSSL is older than 3.5."""
-    kex = tuple(name for name in policy.kex if name in known)
-    if not kex:
-        raise PolicyError(
-            f"security={policy.profile} needs {policy.kex[0]}, which the installed Python package cryptography cannot do; "
-            "install cryptography 48 or newer from PyPI."
-        )
-    return replace(policy, kex=kex)
 
 
 def _tune(sock: socket.socket) -> None:

@@ -31,7 +31,7 @@ def certify(sshd: Sshd, ca: Path, *arguments: str) -> None:
     private = next(iter(sshd.host_keys.values()))
     command = [program("ssh-keygen", "openssh-client"), "-q", "-h", "-s", str(ca), "-I", "test"]
     subprocess.run([*command, *(arguments or ("-n", "127.0.0.1")), f"{private}.pub"], check=True)
-    sshd.configure(f"HostCertificate {private}-cert.pub")
+    sshd.configure([f"HostCertificate {private}-cert.pub"])
 
 
 def known_ca(ca: Path) -> str:

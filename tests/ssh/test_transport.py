@@ -220,14 +220,20 @@ def test_no_strict_kex_is_accepted_with_gcm() -> None:
 
 
 def test_a_small_group_in_group_exchange_is_refused() -> None:
+    class Offer:
+        kex = ("diffie-hellman-group-exchange-sha256",)
+
     class Transport:
         policy = HARDENED
+        offer = Offer
 
     message = Message()
     message.add_mpint(2**2047 + 1)
     message.add_mpint(2)
-    with pytest.raises(PolicyError, match="group of 2048 bits"):
+    with pytest.raises(PolicyError, match="group of 2048 bits") as caught:
         KexGexAtLeast(Transport())._parse_kexdh_gex_group(Message(message.asbytes()))
+    (line,) = caught.value.server_lines
+    assert line.startswith("KexAlgorithms curve25519-sha256,") and line.endswith(Offer.kex[0])
 
 
 def test_the_prime_of_group18_is_rfc_3526s() -> None:

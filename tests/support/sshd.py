@@ -126,10 +126,6 @@ class Sshd:
             break
         raise RuntimeError(f"sshd did not start:\n{self.log_text()[-2000:]}")
 
-    def configure(self, lines: str) -> None:
-        """sshd_config lines that win over all others from the next start on."""
-        self._template = lines.rstrip("\n") + "\n" + self._template
-
     def stop(self) -> None:
         """End the server and its sessions; returns when all of them are gone. Does nothing when it is down."""
         self._end(signal.SIGTERM)
@@ -142,6 +138,17 @@ class Sshd:
         """stop() and start() on the same port with the same keys."""
         self.stop()
         self.start()
+
+    def configure(self, lines: Iterable[str]) -> None:
+        """Put each line of sshd_config in place of those with its keyword (HostKey: beside them), from the next start on."""
+        for line in lines:
+            keyword = line.split()[0]
+            kept = [
+                old
+                for old in self._template.splitlines()
+                if keyword == "HostKey" or old.split()[:1] != [keyword]
+            ]
+            self._template = "\n".join([line, *kept]) + "\n"
 
     def kill_sessions(self) -> None:
         """End every session with SIGKILL; the listener goes on taking new ones."""
