@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 # What libfuse shows for an inode number that nobody asked for; 0 would make readdir(3) skip the name.
 UNKNOWN_INO = 0xFFFFFFFF
+TARGET_BYTES_MAX = 4095  # PATH_MAX less the NUL
 
 
 class Filesystem:
@@ -184,14 +185,21 @@ class Filesystem:
             raise FsError(errno.ENOENT) from None
         return node if node is not None else self._ask(path)
 
-    def _ask(self, path: bytes) -> Node:
+    def _ask(self, path: bytes, again: int = 3) -> Node:
         mark = self._ns.mark()
         try:
             attrs = self._remote.lstat(self._far_path(path))
+            if path == b"/" and not stat.S_ISDIR(attrs.mode or stat.S_IFDIR):
+                # Shown to the kernel, even for a moment, it would spoil the mount for good.
+                raise FsError(errno.EIO, "the server does not show the mounted directory as one")
         except FsError as error:
             if error.errno == errno.ENOENT and path != b"/":
                 if self._ns.get(path) is not None and self._was_another_directory():
-                    return self._ask(path)
+                    if not again:
+                        raise FsError(
+                            errno.EIO, "the server shows another directory time and again"
+                        ) from None
+                    return self._ask(path, again - 1)
                 self._ns.told_absent(path, mark)
             raise
         node = self._ns.told(path, attrs, mark)
@@ -265,8 +273,10 @@ class Filesystem:
         node = self._look_up(path)
         if node.target is None:
             target = self._remote.readlink(self._far_path(path))
-            if b"\0" in target:
+            if not target or b"\0" in target:
                 raise FsError(errno.EIO, "the server gave an impossible link target")
+            if len(target) > TARGET_BYTES_MAX:
+                raise FsError(errno.ENAMETOOLONG)  # cut, it would lead elsewhere
             node.target = target
         return node.target
 
@@ -280,11 +290,18 @@ class Filesystem:
     def statfs(self) -> wire.StatVfs:
         """Space and inodes of the remote directory's file system; ENOSYS where the server cannot tell."""
         try:
-            return self._remote.statvfs(self._root)
+            disk = self._remote.statvfs(self._root)
         except FsError as error:
             raise FsError(
                 errno.ENOSYS if error.errno == errno.ENOTSUP else error.errno or errno.EIO
             ) from None
+        # Programs divide by the first two, and make buffers of the last; the kernel has 32 bits for each of them.
+        bsize, frsize = (
+            (size if 512 <= size < 1 << 32 else 4096) for size in (disk.bsize, disk.frsize or disk.bsize)
+        )
+        return disk._replace(
+            bsize=bsize, frsize=frsize, namemax=disk.namemax if 1 <= disk.namemax <= 255 else 255
+        )
 
     # -- changing the namespace ---------------------------------------------------------------------------------------
 
