@@ -15,7 +15,7 @@ import logging
 import os
 import stat
 import time
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from .. import waiting
 from ..cache.blocks import FileCache
@@ -28,12 +28,14 @@ from ..sftp.wire import Attrs
 from .files import Files, held_still
 from .handles import Handle, Stat, pflags_of
 from .identity import MountedDirectory
+from .links import as_relative, leads_out
 from .removed import RemovedFiles, is_libfuse_name
 
 log = logging.getLogger(__name__)
 
 # What libfuse shows for an inode number that nobody asked for; 0 would make readdir(3) skip the name.
 UNKNOWN_INO = 0xFFFFFFFF
+LINKS_TOLD_MAX = 100
 TARGET_BYTES_MAX = 4095  # PATH_MAX less the NUL
 
 
@@ -52,6 +54,8 @@ class Filesystem:
         dirty_bytes_max: int = 64 << 20,
         read_ahead_bytes_max: int = 8 << 20,
         idmap_user: bool = False,
+        contain_symlinks: bool = False,
+        transform_symlinks: bool = False,
         local_uid: Optional[int] = None,
         local_gid: Optional[int] = None,
         clock: Callable[[], float] = time.monotonic,
@@ -61,6 +65,9 @@ class Filesystem:
         self._root = root
         self.lifetime_s = dir_cache_timeout_s
         self._idmap_user = idmap_user
+        self._contain_symlinks = contain_symlinks
+        self._transform_symlinks = transform_symlinks
+        self._links_told: Set[Tuple[bytes, bytes]] = set()
         self._local = (
             os.getuid() if local_uid is None else local_uid,
             os.getgid() if local_gid is None else local_gid,
@@ -269,7 +276,15 @@ class Filesystem:
         return [entry for entry in found if entry[0] not in gone] if gone else found
 
     def readlink(self, path: bytes) -> bytes:
-        """The target of a symbolic link, as it stands on the server."""
+        """The target of a symbolic link: as it stands on the server, or as the options say."""
+        target = self._target_of(path)
+        if self._transform_symlinks and target.startswith(b"/"):
+            target = as_relative(self._root, path, target) or target
+        if self._contain_symlinks and leads_out(path, target):
+            raise FsError(errno.EPERM)
+        return target
+
+    def _target_of(self, path: bytes) -> bytes:
         node = self._look_up(path)
         if node.target is None:
             target = self._remote.readlink(self._far_path(path))
@@ -278,7 +293,21 @@ class Filesystem:
             if len(target) > TARGET_BYTES_MAX:
                 raise FsError(errno.ENAMETOOLONG)  # cut, it would lead elsewhere
             node.target = target
+            self._tell_of_link(path, target)
         return node.target
+
+    def _tell_of_link(self, path: bytes, target: bytes) -> None:
+        """The log names the links of the server's (not those that were made here) that lead somewhere else."""
+        told, told_max = self._links_told, LINKS_TOLD_MAX
+        if not leads_out(path, target) or len(told) >= told_max or (path, target) in told:
+            return
+        told.add((path, target))
+        log.warning(
+            "the link %r leads out of the mount, to %r on this machine (contain_symlinks refuses such)%s",
+            path,
+            target,
+            "; further ones are not named" if len(told) == told_max else "",
+        )
 
     def access(self, path: bytes, mode: int) -> None:
         """Only what attributes can tell: nobody may execute a file that has no x bit. The rest is the server's to judge."""
