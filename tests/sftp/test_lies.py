@@ -32,8 +32,6 @@ HONEST: Dict[str, Any] = {
     "limits": (lies.EXTENDED_REPLY, struct.pack(">4Q", 262144, 261120, 261120, 0), wire.parse_limits),
     "statvfs": (lies.EXTENDED_REPLY, struct.pack(">11Q", *[4096] * 11), wire.parse_statvfs),
 }
-PARSERS = {kind: parse for kind, _, parse in HONEST.values()}
-
 with_a_lie = pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 
 
@@ -176,8 +174,3 @@ def within(timeout_s: float, act: Callable[[], Any]) -> Any:
 
 def throw(error: BaseException) -> None:
     raise error
-
-
-@pytest.mark.parametrize("name", ["a handle of 256 bytes", "limits of 1"])
-def test_what_is_allowed_is_taken(name: str) -> None:
-    assert LIES[name].end == ""
