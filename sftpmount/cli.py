@@ -177,6 +177,8 @@ def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[],
         dirty_bytes_max=wanted.dirty_bytes_max,
         read_ahead_bytes_max=wanted.read_ahead_bytes_max,
         idmap_user=wanted.idmap == "user",
+        contain_symlinks=wanted.contain_symlinks,
+        transform_symlinks=wanted.transform_symlinks,
     )
     try:
         remote.start()

@@ -69,6 +69,8 @@ class MountOptions:
     gid: Optional[int] = None
     umask: Optional[int] = None
     idmap: str = "none"  # or "user"
+    contain_symlinks: bool = False  # links that lead out of the mount are not shown
+    transform_symlinks: bool = False  # absolute ones to what is mounted are shown as relative ones
     allow_other: bool = False
     allow_root: bool = False
     default_permissions: bool = False
@@ -137,6 +139,8 @@ GROUPS: Tuple[Tuple[str, Tuple[Option, ...]], ...] = (
         Option("uid", to.number(0, (1 << 32) - 2), "uid", "N", "shown as the owner; also gid=N"),
         Option("umask", to.number(0, 0o777, 8), "umask", "MASK", "modes are shown without these bits"),
         Option("idmap", to.choice("none", "user"), "idmap", "none|user", "user: the login's is shown as yours"),
+        Option("contain_symlinks", to.constant(True), "contain_symlinks", "", "refuse links that lead out of the mount"),
+        Option("transform_symlinks", to.constant(True), "transform_symlinks", "", "absolute links into the mount are relative"),
         Option("allow_other", to.constant(True), "allow_other", "", "to other users, too; also allow_root"),
         Option("default_permissions", to.constant(True), "default_permissions", "", "the kernel checks modes"),
         Option("nonempty", to.constant(True), "nonempty", "", "hide what the mountpoint holds"),
@@ -228,13 +232,15 @@ OPTIONS: Tuple[Option, ...] = (
     *_rows(to.ignored, "connects at once; write x-systemd.automount in fstab to delay it", "delay_connect"),
     *_rows(to.workaround, "what the server can do is found out", "workaround", "", "LIST"),
     *_rows(to.ignored, "one connection with several lanes does the same", "max_conns"),
-    *_rows(to.ignored, "always so", "sync_readdir sync_read async_read no_contain_symlinks"),
+    *_rows(to.ignored, "always so", "sync_readdir sync_read async_read"),
     *_rows(to.ignored, "nothing is cleaned by the clock", "dcache_clean_interval dcache_min_clean_interval"),
     *_rows(to.ignored, "what the server can do is found out", "disable_hardlink no_check_root"),
     *_refused("close() waits until the server has it all, which is what counts; leave it out", "sshfs_sync"),
+    Option("no_contain_symlinks", to.constant(False), "contain_symlinks", help="as is the default"),
     *_refused(
-        "links are shown as the server has them, and this is not offered yet; leave it out",
-        "transform_symlinks follow_symlinks contain_symlinks",
+        "a link to a parent would be a tree without end, and rm -r would empty what links lead to; "
+        "mount that directory, too, or write transform_symlinks",
+        "follow_symlinks",
     ),
     *_refused("names are not translated; write idmap=user, or uid=N and gid=N", "uidfile gidfile nomap"),
     *_refused("no ssh program is run; write its options here, or ssh_config=FILE", "ssh_command"),
