@@ -33,7 +33,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Each operation that ends the session takes its time to give up.
-QUICK = ("every reply twice", "OK where a result is owed", "a size of 2**63")
+QUICK = ("every reply twice", "OK where a result is owed")
 
 
 @pytest.mark.parametrize(

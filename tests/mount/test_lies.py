@@ -32,7 +32,6 @@ QUICK = (
     "names that lead out",
     "names with escapes",
     "a listing without end, of long ones",
-    "more data than asked for",
     "a file that ends at once",
     "a statvfs of zeros",
     ON_STDERR,

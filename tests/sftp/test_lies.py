@@ -76,7 +76,7 @@ class Talk:
         self.session = Session(
             server.dial(),
             lanes=1,
-            alive_interval_s=0.0,
+            alive_interval_s=0.4,
             alive_count_max=3,
             request_deadline_s=DEADLINE_S,
             on_lost=lambda session: None,
