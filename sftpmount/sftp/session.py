@@ -216,7 +216,6 @@ class Lane:
 
     def open(self, connection: ByteConnection) -> None:
         """Start the subsystem and agree on version 3."""
-        self._progress_s = self._clock()
         self._channel = connection.open_subsystem("sftp", self._on_data, self._on_closed)
         self._channel.send(wire.init())
         reply = self._version.wait()

@@ -19,7 +19,7 @@ from support.mount import Mount, MountFailed
 class AnyStrictness(Mount):
     """The command, but for its demand of strict key exchange."""
 
-    changes = "from sftpmount.ssh import policy; policy._demand_no_strict_kex_needed = lambda *_: None"
+    changes = "from sftpmount.ssh import policy; policy._open_to_terrapin = lambda *_: None"
 
 
 def marked(case: Accepted) -> object:
