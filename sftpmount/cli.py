@@ -31,6 +31,7 @@ _NO_FSYNC = "this server has no fsync@openssh.com: what it has received may be l
 
 _HELP_BEGINS = r"""usage: sftpmount [user@]host:[dir] mountpoint [options]
        sftpmount sftp://[user@]host[:port][/dir] mountpoint [options]
+       sftpmount audit [user@]host[:dir] [options] [--json]   would it be fit?
   -o NAME[=VALUE],...  the options below; a comma within a value is written \,
   -p PORT, -F FILE     Port=PORT, ssh_config=FILE
   -f, -d               stay in the foreground; and log everything to stderr
@@ -67,6 +68,8 @@ def help_text() -> str:
 
 
 def _run(argv: Sequence[str]) -> int:
+    if list(argv[:1]) == ["audit"]:  # no place of a mount is without a colon
+        return _audit(argv[1:])
     line = options.split(argv)
     if line.help or line.version:
         print(help_text() if line.help else f"sftpmount {__version__}", end="" if line.help else "\n")
@@ -97,6 +100,19 @@ def _run(argv: Sequence[str]) -> int:
             mountpoint.unmount(wanted.mountpoint, None)
         raise
     return 0
+
+
+def _audit(argv: Sequence[str]) -> int:
+    line = options.split(argv, further=["json"])
+    if line.help or line.version:
+        return _run(["--help" if line.help else "--version"])
+    wanted = options.understand_audit(line)
+    logs.configure(
+        wanted.log_level, log_file=wanted.log_file, stream=sys.stderr if wanted.debug else None, syslog=""
+    )
+    from . import audit  # late: --help needs no paramiko
+
+    return audit.run(wanted, as_json=line.json)
 
 
 def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
@@ -161,6 +177,8 @@ def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[],
         dirty_bytes_max=wanted.dirty_bytes_max,
         read_ahead_bytes_max=wanted.read_ahead_bytes_max,
         idmap_user=wanted.idmap == "user",
+        contain_symlinks=wanted.contain_symlinks,
+        transform_symlinks=wanted.transform_symlinks,
     )
     try:
         remote.start()

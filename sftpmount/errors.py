@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Dict, Optional
+from typing import Dict, Optional, Sequence
 
 
 class SftpMountError(Exception):
@@ -49,9 +49,17 @@ class HostKeyError(SftpMountError):
 
 
 class PolicyError(SftpMountError):
-    """Server and policy share no algorithm, or the server's offer is not safe enough."""
+    """Server and policy share no algorithm, or the server's offer is not safe enough.
+
+    ``server_lines``: what cures it in the sshd_config of an OpenSSH server, each line in place of the one with its keyword,
+    but HostKey beside its like.
+    """
 
     exit_status = 7
+
+    def __init__(self, sentence: str, server_lines: Sequence[str] = ()) -> None:
+        super().__init__(sentence)
+        self.server_lines = tuple(server_lines)
 
 
 class AuthenticationError(SftpMountError):

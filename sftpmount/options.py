@@ -15,13 +15,15 @@ import difflib
 import getopt
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import option_values as to
 from .errors import UsageError
 from .option_values import Convert, MiB
 from .place import parse_place
+
+AUDIT_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class MountOptions:
     gid: Optional[int] = None
     umask: Optional[int] = None
     idmap: str = "none"  # or "user"
+    contain_symlinks: bool = False  # links that lead out of the mount are not shown
+    transform_symlinks: bool = False  # absolute ones to what is mounted are shown as relative ones
     allow_other: bool = False
     allow_root: bool = False
     default_permissions: bool = False
@@ -135,6 +139,8 @@ GROUPS: Tuple[Tuple[str, Tuple[Option, ...]], ...] = (
         Option("uid", to.number(0, (1 << 32) - 2), "uid", "N", "shown as the owner; also gid=N"),
         Option("umask", to.number(0, 0o777, 8), "umask", "MASK", "modes are shown without these bits"),
         Option("idmap", to.choice("none", "user"), "idmap", "none|user", "user: the login's is shown as yours"),
+        Option("contain_symlinks", to.constant(True), "contain_symlinks", "", "refuse links that lead out of the mount"),
+        Option("transform_symlinks", to.constant(True), "transform_symlinks", "", "absolute links into the mount are relative"),
         Option("allow_other", to.constant(True), "allow_other", "", "to other users, too; also allow_root"),
         Option("default_permissions", to.constant(True), "default_permissions", "", "the kernel checks modes"),
         Option("nonempty", to.constant(True), "nonempty", "", "hide what the mountpoint holds"),
@@ -226,13 +232,15 @@ OPTIONS: Tuple[Option, ...] = (
     *_rows(to.ignored, "connects at once; write x-systemd.automount in fstab to delay it", "delay_connect"),
     *_rows(to.workaround, "what the server can do is found out", "workaround", "", "LIST"),
     *_rows(to.ignored, "one connection with several lanes does the same", "max_conns"),
-    *_rows(to.ignored, "always so", "sync_readdir sync_read async_read no_contain_symlinks"),
+    *_rows(to.ignored, "always so", "sync_readdir sync_read async_read"),
     *_rows(to.ignored, "nothing is cleaned by the clock", "dcache_clean_interval dcache_min_clean_interval"),
     *_rows(to.ignored, "what the server can do is found out", "disable_hardlink no_check_root"),
     *_refused("close() waits until the server has it all, which is what counts; leave it out", "sshfs_sync"),
+    Option("no_contain_symlinks", to.constant(False), "contain_symlinks", help="as is the default"),
     *_refused(
-        "links are shown as the server has them, and this is not offered yet; leave it out",
-        "transform_symlinks follow_symlinks contain_symlinks",
+        "a link to a parent would be a tree without end, and rm -r would empty what links lead to; "
+        "mount that directory, too, or write transform_symlinks",
+        "follow_symlinks",
     ),
     *_refused("names are not translated; write idmap=user, or uid=N and gid=N", "uidfile gidfile nomap"),
     *_refused("no ssh program is run; write its options here, or ssh_config=FILE", "ssh_command"),
@@ -302,6 +310,7 @@ class CommandLine:
     words: Tuple[Tuple[str, Optional[str]], ...]
     help: bool
     version: bool
+    json: bool = False
 
 
 def parse(argv: Sequence[str]) -> MountOptions:
@@ -309,12 +318,12 @@ def parse(argv: Sequence[str]) -> MountOptions:
     return understand(split(argv))
 
 
-def split(argv: Sequence[str]) -> CommandLine:
-    """Sort ``argv``. UsageError for an unknown flag, one that lacks its value, or a control character."""
+def split(argv: Sequence[str], *, further: Sequence[str] = ()) -> CommandLine:
+    """Sort ``argv``; ``further`` are long flags of a command. UsageError for an unknown flag, one that lacks its value, or a
+    control character."""
+    long_flags = ["help", "version", "foreground", "debug", "verbose", *further]
     try:
-        found, operands = getopt.gnu_getopt(
-            list(argv), "o:p:F:t:fdvC1rwsnhV", ["help", "version", "foreground", "debug", "verbose"]
-        )
+        found, operands = getopt.gnu_getopt(list(argv), "o:p:F:t:fdvC1rwsnhV", long_flags)
     except getopt.GetoptError as error:
         raise UsageError(f"{error.msg!r}: sftpmount --help shows what there is.") from None
     words: List[Tuple[str, Optional[str]]] = []
@@ -336,6 +345,7 @@ def split(argv: Sequence[str]) -> CommandLine:
         words=tuple(words),
         help=bool(flags & {"-h", "--help"}),
         version=bool(flags & {"-V", "--version"}),
+        json="--json" in flags,
     )
 
 
@@ -355,10 +365,27 @@ def understand(line: CommandLine) -> MountOptions:
     """The mount that a sorted command line asks for, or UsageError."""
     if len(line.operands) != 2:
         raise _wrong_operands(line.operands)
-    place = parse_place(line.operands[0])
     mountpoint = line.operands[1]
     if not mountpoint or "\0" in mountpoint:
         raise UsageError(f"{mountpoint!r} is no mountpoint: name the directory to mount on.")
+    return _mount_of(line, line.operands[0], mountpoint)
+
+
+def understand_audit(line: CommandLine) -> MountOptions:
+    """The mount that an audit is to judge, or UsageError. Its mountpoint is ""; a host alone stands for its home directory."""
+    if len(line.operands) != 1:
+        shown = repr(line.operands[1]) + " is a word too many" if line.operands else "nothing to audit"
+        raise UsageError(f"{shown}: write sftpmount audit [options] [user@]host:[dir], and no mountpoint.")
+    place = line.operands[0]
+    if re.fullmatch(r"[^:/\[]+|([^:/\[]*@)?\[[^\]]*\]", place):
+        place += ":"
+    # A person waits for it, and it makes several connections; whoever says ConnectTimeout wins over this.
+    words = (("ConnectTimeout", str(AUDIT_TIMEOUT_S)), *line.words)
+    return _mount_of(replace(line, words=words), place, "")
+
+
+def _mount_of(line: CommandLine, place_as_typed: str, mountpoint: str) -> MountOptions:
+    place = parse_place(place_as_typed)
     values: Dict[str, Any] = {}
     for name, text in line.words:
         option = _find(name)
@@ -373,7 +400,7 @@ def understand(line: CommandLine) -> MountOptions:
             values[option.field] = value
     _settle(values, place.user, place.port)
     ssh = {field[4:]: values.pop(field) for field in list(values) if field.startswith("ssh.")}
-    values.setdefault("fsname", line.operands[0])
+    values.setdefault("fsname", place_as_typed)
     return MountOptions(SshOptions(place.host, **ssh), place.directory, mountpoint, **values)
 
 

@@ -16,6 +16,8 @@ have_program() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null; }
 have() {
     case $1 in
         libfuse.so.2) PATH="$PATH:/usr/sbin:/sbin" ldconfig -p | grep -q 'libfuse\.so\.2 ' ;;
+        mod_sftp.so) [ -e /usr/lib/proftpd/mod_sftp.so ] || compgen -G '/usr/lib*/*/proftpd/mod_sftp.so' >/dev/null ;;
+        sftp-server) [ -x /usr/lib/openssh/sftp-server ] || [ -x /usr/libexec/openssh/sftp-server ] ;;
         venv) "$python" -c 'import ensurepip, venv' 2>/dev/null ;;
         *) have_program "$1" ;;
     esac
@@ -30,6 +32,9 @@ package_for() {
         ssh | sftp | ssh-keygen) echo openssh-client ;;
         sshd) echo openssh-server ;;
         sftp-server) echo openssh-sftp-server ;;
+        proftpd) echo proftpd-core ;;
+        mod_sftp.so) echo proftpd-mod-crypto ;;
+        unshare) echo util-linux ;;
         borg) echo borgbackup ;;
         *) echo "$1" ;;
     esac
@@ -54,7 +59,7 @@ need() {
     for what in "${missing[@]}"; do have "$what" || fail "$what is still missing after apt-get installed ${packages[*]}."; done
 }
 
-# openssh-server starts and enables a service when it is installed; only the binary is wanted.
+# Servers start and enable services when they are installed; only the binaries are wanted.
 install_without_services() (
     policy=/usr/sbin/policy-rc.d
     if [ ! -e "$policy" ]; then
@@ -64,16 +69,27 @@ install_without_services() (
     fi
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
     status=$?
-    if [[ " $* " = *" openssh-server "* ]]; then
-        if have_program systemctl; then
-            "${as_root[@]}" systemctl disable --quiet ssh.service ssh.socket
-        else
-            "${as_root[@]}" deb-systemd-helper disable ssh.service
-            "${as_root[@]}" update-rc.d ssh disable
-        fi >/dev/null 2>&1
-    fi
+    for package in "$@"; do
+        case $package in
+            openssh-server) disable_services ssh ssh.service ssh.socket ;;
+            proftpd-core) disable_services proftpd proftpd.service proftpd.socket ;;
+            tinysshd) disable_services tinysshd tinysshd.socket ;;
+        esac >/dev/null 2>&1
+    done
     exit "$status"
 )
+
+# disable_services SCRIPT UNIT...: at the next boot too, where an init script of that name or the units would start them.
+disable_services() {
+    local script=$1
+    shift
+    if have_program systemctl; then
+        "${as_root[@]}" systemctl disable --quiet "$@"
+    else
+        "${as_root[@]}" deb-systemd-helper disable "$@"
+        "${as_root[@]}" update-rc.d "$script" disable
+    fi
+}
 
 # find_python: set $python, and install it where there is none.
 find_python() {

@@ -23,6 +23,7 @@ from .readahead import Pattern
 
 # Requests for one file on their way: 8 MiB of blocks, what OpenSSH's own client keeps in flight at most.
 FETCHES_MAX = 64
+LOOKS_MAX = 3
 
 
 class Fetch:
@@ -218,15 +219,22 @@ class Fetcher:
 
     def _exactly(self, file: FileCache, source: RemoteFile, start: int, end: int) -> bytes:
         """The bytes of ``[start, end)``; the part that the server does not have yet reads as zeros, as a hole does."""
-        data, attrs = self._remote.read_with_attrs(source, start, end - start)
-        self._compare(file, source, attrs)
-        if len(data) < end - start:
+        for _ in range(LOOKS_MAX):
+            data, attrs = self._remote.read_with_attrs(source, start, end - start)
+            self._compare(file, source, attrs)
+            if len(data) == end - start:
+                return data
             with file.lock:
                 ours = file.authoritative or file.unsafe or end > file.size
+                settled = not file.unsafe and not file.sent and file.truncating_to is None
+                stored = file.validator[0] if settled and file.validator is not None else 0
             if not ours:
                 raise FsError(errno.ESTALE, "the file was cut short on the server while it was open here")
-            data = data.ljust(end - start, b"\0")
-        return data
+            # A hole is where the server, too, says that the file ends. What it has told to have, or tells now, is none; but our
+            # own writes may have come between the two answers: once more.
+            if attrs.size is not None and max(attrs.size, stored or 0) <= start + len(data):
+                return data.ljust(end - start, b"\0")
+        raise FsError(errno.EIO, "the server does not give the bytes that it says it has")
 
     @staticmethod
     def _compare(file: FileCache, source: RemoteFile, now: Attrs) -> None:

@@ -75,6 +75,11 @@ class Node:
         return stat.S_ISDIR(self.mode)
 
     @property
+    def is_told(self) -> bool:
+        """True where the server gave a type, and a size if it is a file's: listings may leave them out."""
+        return self.attrs.mode is not None and (self.attrs.size is not None or not stat.S_ISREG(self.mode))
+
+    @property
     def is_symlink(self) -> bool:
         """True for a symbolic link."""
         return stat.S_ISLNK(self.mode)
@@ -149,7 +154,7 @@ class Namespace:
             if node is not None:
                 if node.pins and node.file is not None and node.file.authoritative:
                     return node
-                return node if node.attrs_until > now and node.attrs.mode is not None else None
+                return node if node.attrs_until > now and node.is_told else None
             if parent.complete_until > now or parent.absent.get(name, 0.0) > now:
                 raise Absent
             return None

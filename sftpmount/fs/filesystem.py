@@ -15,7 +15,7 @@ import logging
 import os
 import stat
 import time
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from .. import waiting
 from ..cache.blocks import FileCache
@@ -28,12 +28,15 @@ from ..sftp.wire import Attrs
 from .files import Files, held_still
 from .handles import Handle, Stat, pflags_of
 from .identity import MountedDirectory
+from .links import as_relative, leads_out
 from .removed import RemovedFiles, is_libfuse_name
 
 log = logging.getLogger(__name__)
 
 # What libfuse shows for an inode number that nobody asked for; 0 would make readdir(3) skip the name.
 UNKNOWN_INO = 0xFFFFFFFF
+LINKS_TOLD_MAX = 100
+TARGET_BYTES_MAX = 4095  # PATH_MAX less the NUL
 
 
 class Filesystem:
@@ -51,6 +54,8 @@ class Filesystem:
         dirty_bytes_max: int = 64 << 20,
         read_ahead_bytes_max: int = 8 << 20,
         idmap_user: bool = False,
+        contain_symlinks: bool = False,
+        transform_symlinks: bool = False,
         local_uid: Optional[int] = None,
         local_gid: Optional[int] = None,
         clock: Callable[[], float] = time.monotonic,
@@ -60,6 +65,9 @@ class Filesystem:
         self._root = root
         self.lifetime_s = dir_cache_timeout_s
         self._idmap_user = idmap_user
+        self._contain_symlinks = contain_symlinks
+        self._transform_symlinks = transform_symlinks
+        self._links_told: Set[Tuple[bytes, bytes]] = set()
         self._local = (
             os.getuid() if local_uid is None else local_uid,
             os.getgid() if local_gid is None else local_gid,
@@ -184,14 +192,21 @@ class Filesystem:
             raise FsError(errno.ENOENT) from None
         return node if node is not None else self._ask(path)
 
-    def _ask(self, path: bytes) -> Node:
+    def _ask(self, path: bytes, again: int = 3) -> Node:
         mark = self._ns.mark()
         try:
             attrs = self._remote.lstat(self._far_path(path))
+            if path == b"/" and not stat.S_ISDIR(attrs.mode or stat.S_IFDIR):
+                # Shown to the kernel, even for a moment, it would spoil the mount for good.
+                raise FsError(errno.EIO, "the server does not show the mounted directory as one")
         except FsError as error:
             if error.errno == errno.ENOENT and path != b"/":
                 if self._ns.get(path) is not None and self._was_another_directory():
-                    return self._ask(path)
+                    if not again:
+                        raise FsError(
+                            errno.EIO, "the server shows another directory time and again"
+                        ) from None
+                    return self._ask(path, again - 1)
                 self._ns.told_absent(path, mark)
             raise
         node = self._ns.told(path, attrs, mark)
@@ -261,14 +276,38 @@ class Filesystem:
         return [entry for entry in found if entry[0] not in gone] if gone else found
 
     def readlink(self, path: bytes) -> bytes:
-        """The target of a symbolic link, as it stands on the server."""
+        """The target of a symbolic link: as it stands on the server, or as the options say."""
+        target = self._target_of(path)
+        if self._transform_symlinks and target.startswith(b"/"):
+            target = as_relative(self._root, path, target) or target
+        if self._contain_symlinks and leads_out(path, target):
+            raise FsError(errno.EPERM)
+        return target
+
+    def _target_of(self, path: bytes) -> bytes:
         node = self._look_up(path)
         if node.target is None:
             target = self._remote.readlink(self._far_path(path))
-            if b"\0" in target:
+            if not target or b"\0" in target:
                 raise FsError(errno.EIO, "the server gave an impossible link target")
+            if len(target) > TARGET_BYTES_MAX:
+                raise FsError(errno.ENAMETOOLONG)  # cut, it would lead elsewhere
             node.target = target
+            self._tell_of_link(path, target)
         return node.target
+
+    def _tell_of_link(self, path: bytes, target: bytes) -> None:
+        """The log names the links of the server's (not those that were made here) that lead somewhere else."""
+        told, told_max = self._links_told, LINKS_TOLD_MAX
+        if not leads_out(path, target) or len(told) >= told_max or (path, target) in told:
+            return
+        told.add((path, target))
+        log.warning(
+            "the link %r leads out of the mount, to %r on this machine (contain_symlinks refuses such)%s",
+            path,
+            target,
+            "; further ones are not named" if len(told) == told_max else "",
+        )
 
     def access(self, path: bytes, mode: int) -> None:
         """Only what attributes can tell: nobody may execute a file that has no x bit. The rest is the server's to judge."""
@@ -280,11 +319,18 @@ class Filesystem:
     def statfs(self) -> wire.StatVfs:
         """Space and inodes of the remote directory's file system; ENOSYS where the server cannot tell."""
         try:
-            return self._remote.statvfs(self._root)
+            disk = self._remote.statvfs(self._root)
         except FsError as error:
             raise FsError(
                 errno.ENOSYS if error.errno == errno.ENOTSUP else error.errno or errno.EIO
             ) from None
+        # Programs divide by the first two, and make buffers of the last; the kernel has 32 bits for each of them.
+        bsize, frsize = (
+            (size if 512 <= size < 1 << 32 else 4096) for size in (disk.bsize, disk.frsize or disk.bsize)
+        )
+        return disk._replace(
+            bsize=bsize, frsize=frsize, namemax=disk.namemax if 1 <= disk.namemax <= 255 else 255
+        )
 
     # -- changing the namespace ---------------------------------------------------------------------------------------
 

@@ -27,10 +27,12 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 from .. import waiting
+from ..cache.blocks import BLOCK_BYTES
 from ..cache.namespace import Node
 from ..errors import FsError, FuseUnavailable, MountpointError
 from .filesystem import UNKNOWN_INO, Filesystem
 from .handles import Handle, Stat
+from .libfuse import own_main
 from .removed import is_libfuse_name
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ log = logging.getLogger(__name__)
 ATTR_TIMEOUT_S = 0.01
 ENTRY_TIMEOUT_S = 1.0
 TOLD_MAX = 4096
-MAX_WRITE_BYTES = 131072
+MAX_READ_BYTES = 131072
+MAX_WRITE_BYTES = 1048576
 FORCED_S = 1.0  # what an operation that does not wait for the server needs to end
 # utimensat(2): nanoseconds that stand for "now" and "leave".
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
@@ -396,12 +399,26 @@ class _Adapter(_Base):  # type: ignore[misc]
         handle = self._handles[fi.fh]
         if handle.appends and not fi.writepage:
             # The kernel appends at the size it last heard of, which another client's append has moved on.
-            self._fs.append(handle, ctypes.string_at(buf, size))
+            taken = self._fs.append(handle, ctypes.string_at(buf, size))
         else:
-            self._fs.write(handle, ctypes.string_at(buf, size), offset)
+            taken = self._write_blocks(handle, ctypes.addressof(buf.contents), size, offset)
         if handle.node.aliased:
             self._wait_out_old_size(handle.node, handle.file.size)
-        return size
+        return taken
+
+    def _write_blocks(self, handle: Handle, address: int, size: int, offset: int) -> int:
+        """Copied a block at a time, each is kept as it is. Returns how much was taken in before a signal came."""
+        taken = 0
+        while taken < size:
+            count = min(size - taken, BLOCK_BYTES - (offset + taken) % BLOCK_BYTES)
+            try:
+                self._fs.write(handle, ctypes.string_at(address + taken, count), offset + taken)
+            except FsError as error:
+                if taken and error.errno == errno.EINTR:
+                    break
+                raise
+            taken += count
+        return taken
 
     def flush(self, path: Optional[bytes], fip: Any) -> int:
         self._fs.flush(self._handles[fip.contents.fh])
@@ -519,12 +536,13 @@ def serve(
     anything is mounted, MountpointError where libfuse refuses (it prints its reason to stderr itself).
     """
     check_available()
+    fuse._libfuse.fuse_main_real = own_main(fuse._libfuse, MAX_WRITE_BYTES)
     cached = filesystem.lifetime_s > 0
     options: Dict[str, Union[str, bool]] = {
         "use_ino": True,
         "big_writes": True,
         "max_write": str(MAX_WRITE_BYTES),
-        "max_read": str(MAX_WRITE_BYTES),
+        "max_read": str(MAX_READ_BYTES),
         "atomic_o_trunc": True,
         "sync_read": True,
         "entry_timeout": str(ENTRY_TIMEOUT_S if cached else 0.0),

@@ -212,7 +212,7 @@ class Reconnecting:
         unsure = False
         while True:
             session = self._current(deadline_s)
-            began_s = self._clock()
+            began_s = session.clock()
             try:
                 if unsure and recheck is not None:
                     try:
@@ -225,7 +225,11 @@ class Reconnecting:
             except ConnectionLost as error:
                 session.abort(error)
                 unsure = True
-            if self._clock() - began_s > STEADY_S:
+            if session.heard_s - began_s > STEADY_S and not session.left_one_out:
                 deadline_s = None  # it had gone well for long: this is another outage
             if deadline_s is None:
                 deadline_s = self.deadline()
+            elif self._clock() >= deadline_s:
+                raise FsError(
+                    errno.ETIMEDOUT, "the server leaves it unanswered, or breaks the connection every time"
+                )

@@ -35,6 +35,9 @@ T = TypeVar("T")
 # READDIRs in flight: OpenSSH puts 100 names into each reply, so a long listing is otherwise one round trip per 100 names.
 READDIR_WINDOW = 16
 
+# Replies to one read beyond those that whole ones would take. Servers cut at 32 KiB, some at 4 KiB, and a block has 128 KiB.
+SHORT_READS_MAX = 1024
+
 POSIX_RENAME = b"posix-rename@openssh.com"
 FSYNC = b"fsync@openssh.com"
 HARDLINK = b"hardlink@openssh.com"
@@ -80,7 +83,7 @@ class Remote(Reconnecting):
 
     def lstat(self, path: bytes) -> Attrs:
         """Attributes of ``path`` itself."""
-        return self._meta("lstat", wire.LSTAT, wire.string(path), Pending.attrs, (path,))
+        return _with_size(self._meta("lstat", wire.LSTAT, wire.string(path), Pending.attrs, (path,)))
 
     def stat(self, path: bytes) -> Attrs:
         """Attributes of what ``path`` leads to."""
@@ -116,6 +119,7 @@ class Remote(Reconnecting):
         in_flight: List[Pending] = []
         # The second request goes out with the first: most directories fit one reply, and its end shows at once.
         window, ended, told = 2, False, 0
+        left_out, example = 0, b""
         try:
             while in_flight or not ended:
                 while not ended and len(in_flight) < window:
@@ -125,13 +129,11 @@ class Remote(Reconnecting):
                     ended = True  # the others in flight are read to their end too: a server may answer out of order
                 window = min(window * 2, READDIR_WINDOW)
                 told += len(names)
-                for entry in names:
-                    if wire.is_plain_name(entry.name):
-                        entries[entry.name] = entry
-                    elif entry.name not in (b".", b".."):
-                        log.warning(
-                            "a name in %r is left out, no local name can be %r", path, entry.name[:300]
-                        )
+                for name, _, attrs in names:
+                    if wire.is_plain_name(name):
+                        entries[name] = wire.Entry(name, b"", attrs)  # a longname may be as long as its reply
+                    elif name not in (b".", b".."):
+                        left_out, example = left_out + 1, example or name[:300]
                 if told > entries_max:
                     raise FsError(errno.EFBIG, "the listing does not end")
         finally:
@@ -139,6 +141,8 @@ class Remote(Reconnecting):
                 lane.request(wire.CLOSE, body)  # its reply carries nothing that anyone waits for
             except ConnectionLost:
                 pass
+            if left_out:  # in one line: a server that lies could fill the log
+                log.warning("%d names in %r are left out, no local name can be %r", left_out, path, example)
         return list(entries.values())
 
     # -- changing the namespace -----------------------------------------------------------------------------------
@@ -282,10 +286,10 @@ class Remote(Reconnecting):
             file.opened(session, lane, handle)
             try:
                 try:
-                    return file, looking.wait().attrs()
+                    return file, _with_size(looking.wait().attrs())
                 except StatusError:
                     # The name is gone already, the handle is not: ask through it.
-                    return file, lane.request(wire.FSTAT, wire.string(handle)).wait().attrs()
+                    return file, _with_size(lane.request(wire.FSTAT, wire.string(handle)).wait().attrs())
             except FsError:
                 self.close_file(file)
                 raise
@@ -293,7 +297,7 @@ class Remote(Reconnecting):
         def recheck(session: Session) -> Tuple[RemoteFile, Attrs]:
             if file.session is not None:  # the OPEN was answered, only the attributes were lost: it is ours
                 lane, handle = file.attach(session)
-                return file, lane.request(wire.FSTAT, wire.string(handle)).wait().attrs()
+                return file, _with_size(lane.request(wire.FSTAT, wire.string(handle)).wait().attrs())
             if _lstat_or_none(session, path) is not None:
                 raise FsError(errno.EEXIST)
             raise Redo
@@ -369,6 +373,7 @@ class Remote(Reconnecting):
         def attempt(session: Session) -> Tuple[bytes, Attrs]:
             parts: List[bytes] = []
             position, end = offset, offset + length
+            parts_max = SHORT_READS_MAX + length // session.limits.read_bytes
             looking: Optional[Pending] = None
             while position < end:
                 count = min(end - position, session.limits.read_bytes)
@@ -384,6 +389,8 @@ class Remote(Reconnecting):
                     raise ConnectionLost("the server sent more bytes than were asked for")
                 parts.append(data)
                 position += len(data)
+                if len(parts) > parts_max:
+                    raise FsError(errno.EIO, "the server sends a file in crumbs")
             looking = looking or self.fstat_soon(file, session)
             return b"".join(parts), looking.wait().attrs()
 
@@ -427,6 +434,13 @@ class Remote(Reconnecting):
             lane.request(wire.CLOSE, wire.string(handle), callback=_log_close_error)
         except ConnectionLost:
             pass
+
+
+def _with_size(attrs: Attrs) -> Attrs:
+    """``attrs``, unless they are a file's and lack its size: it would be taken for empty."""
+    if attrs.size is None and stat.S_IFMT(attrs.mode or stat.S_IFREG) == stat.S_IFREG:
+        raise FsError(errno.EIO, "the server does not tell the size of a file")
+    return attrs
 
 
 def _log_close_error(pending: Pending) -> None:

@@ -10,8 +10,9 @@ Rules:
 2. A request ends exactly once: with its reply, or with ConnectionLost when its lane ends.
 3. The first lane to end takes the whole session with it: the connection is aborted, ``on_lost`` is called once.
 4. A server that breaks the protocol (unknown id, wrong type, impossible length) is cut off: ProtocolViolation.
-5. With requests waiting, or idle, a peer that leaves ``alive_count_max`` heartbeats unanswered is dead. A lane with a
-   request that had no reply at all on that lane for ``request_deadline_s`` is dead too, however alive the rest.
+5. With requests waiting, or idle, a peer that leaves ``alive_count_max`` heartbeats unanswered is dead. A lane whose oldest
+   request has been that for ``request_deadline_s`` is dead too, however alive the rest: no reply at all, one that is left
+   out, or one that comes byte by byte. The greeting of a lane (VERSION) counts as one.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ T = TypeVar("T")
 DEFAULT_LIMITS = wire.Limits(34000, 32768, 32768, 0)
 # OpenSSH's 256 KiB packet less its own 1 KiB of headers; also what a limit of 0 ("none") is taken as.
 DATA_BYTES_MAX = 261120
+DATA_BYTES_MIN = 4096
 # Requests that change nothing on the server.
 _LOOKS = frozenset(
     (
@@ -207,7 +209,9 @@ class Lane:
         self._version_known = False
         self._lost: Optional[ConnectionLost] = None
         self._closed = on_closed
-        self._progress_s = clock()
+        self.heard_s = clock()
+        self._oldest = -1  # id of the oldest request when it was last looked at, and since when it is
+        self._oldest_s = clock()
         self._doubt = False
 
     def open(self, connection: ByteConnection) -> None:
@@ -243,8 +247,6 @@ class Lane:
             raise NotSent(str(self._lost))
         pending = Pending(callback, kind)
         request_id = next(self._ids) & 0xFFFFFFFF
-        if not self._pending:
-            self._progress_s = self._clock()
         self._pending[request_id] = pending
         if is_awaited:
             self._awaited.add(request_id)
@@ -277,12 +279,17 @@ class Lane:
         return bool(self._awaited)
 
     def waiting_s(self) -> float:
-        """Seconds since the last reply on this lane, 0 where nothing is waited for."""
-        return self._clock() - self._progress_s if self._pending else 0.0
+        """Seconds for which the oldest request is known to be that, 0 where nothing is waited for. For ``Session._watch``."""
+        now = self._clock()
+        greeting = self._channel is not None and not self._version_known
+        oldest = 0 if greeting else next(iter(list(self._pending)), -1)
+        if oldest != self._oldest:
+            self._oldest, self._oldest_s = oldest, now
+        return now - self._oldest_s if oldest >= 0 else 0.0
 
     def _on_data(self, data: bytes) -> None:
         try:
-            self._progress_s = self._clock()
+            self.heard_s = self._clock()
             for kind, request_id, body in self._reader.feed(data):
                 pending = self._pending.pop(request_id, None)
                 self._awaited.discard(request_id)
@@ -335,12 +342,13 @@ class Session:
         self.connection = connection
         self.lost: Optional[ConnectionLost] = None
         self.fell_silent = False  # once lost: by our own verdict, the server has not ended the connection
+        self.left_one_out = False  # once lost: while one request waited in vain, others were answered
         self.limits = DEFAULT_LIMITS
         self._alive_interval_s = alive_interval_s
         self._alive_count_max = max(1, alive_count_max)
         self._request_deadline_s = request_deadline_s
         self._on_lost = on_lost
-        self._clock = clock
+        self.clock = clock
         self._ended = threading.Event()
         self._lost_lock = allocate_lock()
         self.meta = Lane("metadata", self._lane_closed, clock)
@@ -368,6 +376,11 @@ class Session:
         """Once lost: True where a request that changes something was unanswered."""
         return any(lane.in_doubt for lane in self._lanes)
 
+    @property
+    def heard_s(self) -> float:
+        """The clock of the last bytes that came on any lane."""
+        return max(lane.heard_s for lane in list(self._lanes))
+
     def abort(self, error: ConnectionLost) -> None:
         """End the session at once; every request in flight ends with ``error``."""
         with self._lost_lock:
@@ -392,18 +405,19 @@ class Session:
     def _ask_limits(self) -> wire.Limits:
         reply = self.meta.request(wire.EXTENDED, wire.extended_body(b"limits@openssh.com")).wait()
         packet, read, write, handles = reply.limits()
-        # A limit of 0 is "none"; one above OpenSSH's own brings nothing but larger bursts.
+        # A limit of 0 is "none"; one above OpenSSH's own brings nothing but larger bursts; one that is absurdly small would
+        # make a request, and memory for it, of every byte.
         return wire.Limits(
             packet,
-            min(read or DATA_BYTES_MAX, DATA_BYTES_MAX),
-            min(write or DATA_BYTES_MAX, DATA_BYTES_MAX),
+            min(max(read or DATA_BYTES_MAX, DATA_BYTES_MIN), DATA_BYTES_MAX),
+            min(max(write or DATA_BYTES_MAX, DATA_BYTES_MIN), DATA_BYTES_MAX),
             handles,
         )
 
     def _open_more(self, lanes: int) -> None:
         """Metadata has its lane already; then one for writes, and one for reads. What is refused is shared."""
         for name in ("write", "read")[: lanes - 1]:
-            lane = Lane(name, self._lane_closed, self._clock)
+            lane = Lane(name, self._lane_closed, self.clock)
             try:
                 lane.open(self.connection)
             except Exception as error:
@@ -423,9 +437,9 @@ class Session:
     def _watch(self) -> None:
         """Liveness: heartbeats when nothing was heard for an interval, death after ``alive_count_max`` of them."""
         tick_s = min(1.0, self._alive_interval_s / 2) if self._alive_interval_s else 1.0
-        asked_s = self._clock()
+        asked_s = self.clock()
         while not self._ended.wait(tick_s):
-            now = self._clock()
+            now = self.clock()
             quiet_s = now - self.connection.last_heard_s()
             stuck, lane_name = max(
                 ((lane.waiting_s(), lane.name) for lane in list(self._lanes)), default=(0.0, "")
@@ -435,7 +449,10 @@ class Session:
                 self.abort(ConnectionLost(f"nothing heard from the server for {quiet_s:.0f} s"))
             elif stuck > self._request_deadline_s:
                 self.fell_silent = True
-                self.abort(ConnectionLost(f"no reply on the {lane_name} lane for {stuck:.0f} s"))
+                self.left_one_out = now - self.heard_s < self._request_deadline_s
+                self.abort(
+                    ConnectionLost(f"a request got no reply on the {lane_name} lane for {stuck:.0f} s")
+                )
             elif self._alive_interval_s and min(quiet_s, now - asked_s) >= self._alive_interval_s:
                 asked_s = now
                 try:

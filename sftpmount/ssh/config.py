@@ -314,7 +314,7 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
         agent_path=_agent(agent, tokens, local),
         identities_only=is_on("identitiesonly", False),
         methods=_methods(first, is_on),
-        password_prompts=int(first("numberofpasswordprompts") or 3),
+        password_prompts=_count("NumberOfPasswordPrompts", first("numberofpasswordprompts") or "3"),
         known_hosts_files=paths(options.known_hosts_files)
         or files("userknownhostsfile", DEFAULT_KNOWN_HOSTS),
         global_known_hosts_files=files("globalknownhostsfile", DEFAULT_GLOBAL_KNOWN_HOSTS),
@@ -324,7 +324,7 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
         host_key_alias=alias,
         ca_algorithms=_narrowed(said.get("casignaturealgorithms"), keys.SIGNATURE_ALGORITHMS),
         user_key_algorithms=_narrowed(said.get("pubkeyacceptedalgorithms"), keys.SIGNATURE_ALGORITHMS),
-        rsa_bits_min=max(policy.rsa_bits_min, int(first("requiredrsasize") or 0)),
+        rsa_bits_min=max(policy.rsa_bits_min, _count("RequiredRSASize", first("requiredrsasize") or "0")),
         proxy_jump=tuple(jump.split(",")) if jump and command is None else (),
         proxy_command=None if command is None else expand_shell(command, tokens),
         address_family=_family(first("addressfamily")),
@@ -336,6 +336,12 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 65535:
         raise UsageError(f"{text!r} is not a port number.")
+    return int(text)
+
+
+def _count(keyword: str, text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise UsageError(f"{keyword} {text!r} is not a whole number.")
     return int(text)
 
 

@@ -8,12 +8,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Callable, Dict, List, Optional, Sequence, TextIO, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple
 
 from sftpmount.errors import (
     AuthenticationError,
@@ -32,7 +34,7 @@ from sftpmount.ssh.hostkeys import HostName, KnownHosts, Trust
 from sftpmount.ssh.transport import ChannelRefused, Connection, HardenedTransport
 from sftpmount.ssh.userauth import UserAuth
 
-__all__ = ["Dialer", "Prompt", "connect"]
+__all__ = ["Dialer", "Prompt", "connect", "judge_host_key", "known_hosts", "wanted_host_keys"]
 
 HOPS_MAX = 8
 # What was said for the server itself but holds for the jump hosts on the way as well.
@@ -109,11 +111,36 @@ class Dialer:
         self._has_connected = True
         return connection
 
+    @property
+    def target(self) -> Target:
+        """The server, as the options and ssh_config have it. Raises UsageError."""
+        return self._resolved(self._options)
+
+    @contextmanager
+    def stream(self) -> Iterator[socket.socket]:
+        """A bare byte stream to the server, through its jump hosts (which are verified and logged in to), for a look at it;
+        both end with the block. Raises what a call raises."""
+        target = self.target
+        via = self._jump(self._options, target, HOPS_MAX) if target.proxy_jump else None
+        try:
+            sock = _dial(target) if via is None else _tunnel(via, target)
+            try:
+                yield sock
+            finally:
+                _hang_up(sock)
+        finally:
+            if via is not None:
+                via.close()
+
+    def _resolved(self, options: SshOptions) -> Target:
+        if options not in self._targets:
+            self._targets[options] = resolve(options, self._local)
+        return self._targets[options]
+
     def _connect(
         self, options: SshOptions, password: Optional[str], pinned: Optional[bytes], hops_left: int
     ) -> Connection:
-        target = self._targets.get(options) or resolve(options, self._local)
-        self._targets[options] = target
+        target = self._resolved(options)
         pinned = pinned or self._memory.host_keys.get((target.host, target.port))
         via: Optional[Connection] = None
         sock: Optional[socket.socket] = None
@@ -124,17 +151,15 @@ class Dialer:
                 sock = _tunnel(via, target)
             else:
                 sock = _dial(target)
-            known = _known_hosts(target)
-            name = HostName.of(target.host, target.port, target.host_key_alias)
+            known = known_hosts(target)
             transport = HardenedTransport(
-                sock, target.policy, host_key_algorithms=_wanted_host_keys(target, known, name, pinned)
+                sock, target.policy, host_key_algorithms=wanted_host_keys(target, known, pinned)
             )
-            try:
+            with _naming(target):
                 transport.handshake(target.connect_timeout_s)
-                self._verify(target, name, transport.host_key_blob, known, pinned)
+            self._verify(target, transport.host_key_blob, known, pinned)
+            with _naming(target):
                 self._authenticate(options, target, transport, password)
-            except (Unreachable, PolicyError) as error:  # which of perhaps several hosts it is about
-                raise type(error)(f"{target.host} port {target.port}: {error}") from error
             connection = Connection(transport, via)
         except BaseException:
             if transport is not None:
@@ -173,14 +198,9 @@ class Dialer:
         )
         return self._connect(hop, None, None, hops_left - 1)
 
-    def _verify(
-        self, target: Target, name: HostName, blob: bytes, known: KnownHosts, pinned: Optional[bytes]
-    ) -> None:
+    def _verify(self, target: Target, blob: bytes, known: KnownHosts, pinned: Optional[bytes]) -> None:
         """Return only where the host key may be trusted, recording a new one where that was asked for."""
-        revoked = hostkeys.load_revoked(target.revoked_keys_file) if target.revoked_keys_file else []
-        verdict = known.check(
-            name, blob, now_s=self._now_s(), ca_algorithms=target.ca_algorithms, revoked=revoked
-        )
+        verdict = judge_host_key(target, known, blob, self._now_s())
         if pinned is not None:
             if keys.plain_key(blob) != keys.plain_key(pinned):
                 raise HostKeyError(
@@ -196,7 +216,7 @@ class Dialer:
                 raise HostKeyError(
                     "StrictHostKeyChecking=accept-new needs a known_hosts file to keep the key in."
                 )
-            verdict = hostkeys.accept_new(files[0], name, blob, hashed=target.hash_known_hosts)
+            verdict = hostkeys.accept_new(files[0], _name(target), blob, hashed=target.hash_known_hosts)
             if verdict.is_good:
                 self._prompt.notice(
                     f"New host key of {target.host} accepted and added to {files[0]}: "
@@ -224,6 +244,15 @@ class Dialer:
     def _show_banner(self, text: str) -> None:
         if not self._has_connected:
             self._prompt.notice(text)
+
+
+@contextlib.contextmanager
+def _naming(target: Target) -> Iterator[None]:
+    """Which of perhaps several hosts an error is about."""
+    try:
+        yield
+    except (Unreachable, PolicyError, HostKeyError) as error:
+        raise type(error)(f"{target.host} port {target.port}: {error}") from error
 
 
 def _dial(target: Target) -> socket.socket:
@@ -258,20 +287,31 @@ def _hang_up(sock: socket.socket) -> None:
     sock.close()
 
 
-def _known_hosts(target: Target) -> KnownHosts:
+def known_hosts(target: Target) -> KnownHosts:
+    """The user's and the system's known_hosts. Raises HostKeyError for a file that exists but cannot be read."""
     return KnownHosts.load((*target.known_hosts_files, *target.global_known_hosts_files))
 
 
-def _wanted_host_keys(
-    target: Target, known: KnownHosts, name: HostName, pinned: Optional[bytes]
-) -> Sequence[str]:
+def judge_host_key(target: Target, known: KnownHosts, blob: bytes, now_s: float) -> hostkeys.Verdict:
+    """What known_hosts, and the list of revoked keys, say of a host key of ``target``; ``now_s`` is seconds since 1970.
+
+    Raises HostKeyError where that list cannot be read."""
+    revoked = hostkeys.load_revoked(target.revoked_keys_file) if target.revoked_keys_file else []
+    return known.check(_name(target), blob, now_s=now_s, ca_algorithms=target.ca_algorithms, revoked=revoked)
+
+
+def wanted_host_keys(target: Target, known: KnownHosts, pinned: Optional[bytes] = None) -> Sequence[str]:
     """Host key algorithms in the order to negotiate: those of known keys first, so that a known one is shown to us."""
     types: List[str] = [] if pinned is None else [keys.key_type(pinned)]
-    types += known.key_types(name)
+    types += known.key_types(_name(target))
     wanted: List[str] = []
     for kind in types:
         wanted += _signature_algorithms(kind)
-    return tuple(dict.fromkeys((*wanted, *target.policy.plain_host_keys)))
+    return tuple(dict.fromkeys((*wanted, *target.policy.host_keys_offered)))
+
+
+def _name(target: Target) -> HostName:
+    return HostName.of(target.host, target.port, target.host_key_alias)
 
 
 def _signature_algorithms(kind: str) -> Tuple[str, ...]:

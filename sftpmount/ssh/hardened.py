@@ -146,7 +146,7 @@ class HardenedTransport(paramiko.Transport):
         rekey_bytes_max: Optional[int] = None,
         rekey_interval_s: float = 3600.0,
     ) -> None:
-        policy = _within_means(policy, self._kex_info)
+        policy = self.within_means(policy)
         super().__init__(sock, packetizer_class=PacketStream)  # type: ignore[arg-type]
         sock.setblocking(
             False
@@ -174,10 +174,23 @@ class HardenedTransport(paramiko.Transport):
         self._preferred_macs = policy.macs
         self._preferred_pubkeys = policy.plain_host_keys
         self._preferred_keys = (
-            policy.plain_host_keys
+            policy.host_keys_offered
             if host_key_algorithms is None
             else tuple(name for name in host_key_algorithms if name in policy.host_keys)
         )
+
+    @classmethod
+    def within_means(cls, policy: Policy) -> Policy:
+        """The policy without what the installed libraries cannot do: ML-KEM, where OpenSSL is older than 3.5.
+
+        Raises PolicyError where that leaves no key exchange."""
+        kex = tuple(name for name in policy.kex if name in cls._kex_info)
+        if not kex:
+            raise PolicyError(
+                f"security={policy.profile} needs {policy.kex[0]}, which the installed Python package cryptography cannot do; "
+                "install cryptography 48 or newer from PyPI."
+            )
+        return replace(policy, kex=kex)
 
     @property
     def preferred_keys(self) -> Tuple[str, ...]:
@@ -281,7 +294,14 @@ class HardenedTransport(paramiko.Transport):
             raise HostKeyError(
                 "The server showed another host key when keys were renewed; the connection was given up."
             )
-        super()._verify_key(host_key, sig)  # type: ignore[misc]
+        try:
+            super()._verify_key(host_key, sig)  # type: ignore[misc]
+        except SSHException as error:
+            raise HostKeyError(
+                "The signature of the server's host key does not fit what was exchanged: someone between you and the server "
+                "changes it, or a server shows a key that it does not hold. Nothing was sent to it; try from another network, "
+                "or ask the server's administrator."
+            ) from error
         if isinstance(self.host_key, paramiko.RSAKey):
             require_rsa_bits(self.policy, self.host_key.get_bits(), "The server's host key")
         self.host_key_blob = host_key
@@ -447,18 +467,9 @@ def _offer(parsed: Dict[str, Any]) -> ServerOffer:
         macs_out=names("client_mac_algo_list"),
         macs_in=names("server_mac_algo_list"),
         strict_kex=STRICT_KEX_SERVER in kex,
+        compression_out=names("client_compress_algo_list"),
+        compression_in=names("server_compress_algo_list"),
     )
-
-
-def _within_means(policy: Policy, known: Dict[str, Any]) -> Policy:
-    """The policy without what the installed libraries cannot do: ML-KEM, where OpenSSL is older than 3.5."""
-    kex = tuple(name for name in policy.kex if name in known)
-    if not kex:
-        raise PolicyError(
-            f"security={policy.profile} needs {policy.kex[0]}, which the installed Python package cryptography cannot do; "
-            "install cryptography 48 or newer from PyPI."
-        )
-    return replace(policy, kex=kex)
 
 
 def _tune(sock: socket.socket) -> None:

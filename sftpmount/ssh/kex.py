@@ -53,10 +53,11 @@ class KexGexAtLeast(KexGexSHA256):
 
     def __init__(self, transport: Any) -> None:
         super().__init__(transport)
-        self._policy = transport.policy
+        self._policy, self._offered = transport.policy, transport.offer.kex
         self.min_bits = self._policy.gex_bits_min  # type: ignore[misc]
         self.preferred_bits = 3072  # type: ignore[misc]  # 128 bits of strength, as RFC 3766 and NIST SP 800-57 have it
 
     def _parse_kexdh_gex_group(self, message: Message) -> None:
-        require_gex_bits(self._policy, Message(message.asbytes()).get_mpint().bit_length())
+        bits = Message(message.asbytes()).get_mpint().bit_length()
+        require_gex_bits(self._policy, bits, self._offered)
         super()._parse_kexdh_gex_group(message)  # type: ignore[misc]

@@ -2,7 +2,8 @@
 
 A ``Policy`` is a profile (``hardened``, ``compatible``, ``pq``), possibly narrowed or reordered by the user's lists, never
 widened. ``agree`` applies it to the server's offer (RFC 4253 section 7.1: the first of ours that the server has) and raises a
-``PolicyError`` whose sentence names what the server offered and what to change. ``verdict`` grades one algorithm by name.
+``PolicyError`` whose sentence names what the server offered and what to change; ``weigh`` does the same and goes on to the
+end, for whoever wants all the reasons. ``verdict`` grades one algorithm by name, ``standing`` says what a policy does with it.
 """
 
 from __future__ import annotations
@@ -51,22 +52,30 @@ _HOST_KEYS = (
     "rsa-sha2-256",
 )
 
-# What a person calls the list, its keyword in sshd_config, and the line that lets this client in.
-_WORDING: Dict[str, Tuple[str, str, str]] = {
-    "kex": ("key exchanges", "KexAlgorithms", "curve25519-sha256"),
-    "host_key": ("host key types", "HostKey", "an ssh-ed25519 key (ssh-keygen -A makes one)"),
-    "cipher": ("ciphers", "Ciphers", "aes256-gcm@openssh.com"),
-    "mac": ("MACs", "MACs", "hmac-sha2-256-etm@openssh.com"),
+# Accepted, but offered only where the user's list or known_hosts names them: constants that nobody has explained, and signatures
+# whose maker must never repeat a random number. ssh-audit calls a client that offers them to everybody a failure.
+_ON_REQUEST = "*-nistp*"
+
+# What a person calls the list, its keyword in sshd_config, and what an OpenSSH server should have in it for this client.
+_WORDING: Dict[str, Tuple[str, str, Tuple[str, ...]]] = {
+    "kex": ("key exchanges", "KexAlgorithms", ("curve25519-sha256", "curve25519-sha256@libssh.org")),
+    "host_key": ("host key types", "HostKeyAlgorithms", ("ssh-ed25519", "rsa-sha2-512", "rsa-sha2-256")),
+    "cipher": ("ciphers", "Ciphers", _GCM),
+    "mac": ("MACs", "MACs", ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com")),
 }
+# Where ssh-keygen -A puts it.
+_HOST_KEY_LINE = "HostKey /etc/ssh/ssh_host_ed25519_key"
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What is offered, best first. ``host_keys`` holds plain and certificate algorithms; sizes are in bits."""
+    """What is offered, best first; sizes are in bits. ``host_keys`` holds all that are accepted, plain and certificates, and
+    ``host_keys_offered`` those which a server is offered of which nothing is known."""
 
     profile: str
     kex: Tuple[str, ...]
     host_keys: Tuple[str, ...]
+    host_keys_offered: Tuple[str, ...]
     ciphers: Tuple[str, ...]
     macs: Tuple[str, ...]
     rsa_bits_min: int
@@ -74,8 +83,8 @@ class Policy:
 
     @property
     def plain_host_keys(self) -> Tuple[str, ...]:
-        """Host key algorithms without certificates: also the signatures that user keys may make."""
-        return tuple(name for name in self.host_keys if not name.endswith(CERTIFICATE_SUFFIX))
+        """Accepted host key algorithms without certificates: also the signatures that user keys may make."""
+        return _plain(self.host_keys)
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,18 @@ class ServerOffer:
     macs_out: Tuple[str, ...]
     macs_in: Tuple[str, ...]
     strict_kex: bool
+    compression_out: Tuple[str, ...] = ()
+    compression_in: Tuple[str, ...] = ()
+
+    def ways(self, category: str) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
+        """What is offered of a category of ``verdict``, client to server and back; some have one list for both."""
+        return {
+            "kex": (self.kex, self.kex),
+            "host_key": (self.host_keys, self.host_keys),
+            "cipher": (self.ciphers_out, self.ciphers_in),
+            "mac": (self.macs_out, self.macs_in),
+            "compression": (self.compression_out, self.compression_in),
+        }[category]
 
 
 @dataclass(frozen=True)
@@ -123,12 +144,17 @@ def make_policy(
     Raises UsageError for an unknown profile, or a list that leaves nothing.
     """
     base = _profile(profile, fast_aes)
+    host_keys = _narrow("HostKeyAlgorithms", base.host_keys, base.host_keys, host_key_algorithms, profile)
+    unasked = tuple(name for name in base.kex if not _matches(_ON_REQUEST, name))
     return replace(
         base,
-        kex=_narrow("KexAlgorithms", base.kex, kex_algorithms, profile),
-        host_keys=_narrow("HostKeyAlgorithms", base.host_keys, host_key_algorithms, profile),
-        ciphers=_narrow("Ciphers", base.ciphers, ciphers, profile),
-        macs=_narrow("MACs", base.macs, macs, profile),
+        kex=_narrow("KexAlgorithms", base.kex, unasked, kex_algorithms, profile),
+        host_keys=host_keys,
+        host_keys_offered=_plain(
+            _narrow("HostKeyAlgorithms", base.host_keys, base.host_keys_offered, host_key_algorithms, profile)
+        ),
+        ciphers=_narrow("Ciphers", base.ciphers, base.ciphers, ciphers, profile),
+        macs=_narrow("MACs", base.macs, base.macs, macs, profile),
     )
 
 
@@ -138,6 +164,7 @@ def _profile(profile: str, fast_aes: bool) -> Policy:
         profile=profile,
         kex=_KEX,
         host_keys=(*_HOST_KEYS, *(name + CERTIFICATE_SUFFIX for name in _HOST_KEYS)),
+        host_keys_offered=tuple(name for name in _HOST_KEYS if not _matches(_ON_REQUEST, name)),
         ciphers=(*aead, *_CTR),
         macs=_MACS,
         rsa_bits_min=3072,
@@ -155,20 +182,27 @@ def _profile(profile: str, fast_aes: bool) -> Policy:
     raise UsageError(f"security={printable(profile)} is not a profile; choose hardened, compatible or pq.")
 
 
-def _narrow(keyword: str, accepted: Tuple[str, ...], spec: Optional[str], profile: str) -> Tuple[str, ...]:
-    """OpenSSH's list syntax over what the profile accepts: a list, or + (no effect here), - (remove), ^ (put first)."""
+def _plain(host_keys: Iterable[str]) -> Tuple[str, ...]:
+    return tuple(name for name in host_keys if not name.endswith(CERTIFICATE_SUFFIX))
+
+
+def _narrow(
+    keyword: str, accepted: Tuple[str, ...], unasked: Tuple[str, ...], spec: Optional[str], profile: str
+) -> Tuple[str, ...]:
+    """OpenSSH's list syntax over what the profile accepts: a list, or + (add), - (remove), ^ (put first) to what stands there
+    unasked."""
     if spec is None:
-        return accepted
+        return unasked
     operator, patterns = (spec[0], spec[1:]) if spec[:1] in ("+", "-", "^") else ("", spec)
     chosen: List[str] = []
     for pattern in filter(None, patterns.split(",")):
         chosen += [name for name in accepted if _matches(pattern, name) and name not in chosen]
     if operator == "+":
-        result = accepted  # appending could only widen
+        result = (*unasked, *(name for name in chosen if name not in unasked))
     elif operator == "-":
-        result = tuple(name for name in accepted if name not in chosen)
+        result = tuple(name for name in unasked if name not in chosen)
     elif operator == "^":
-        result = (*chosen, *(name for name in accepted if name not in chosen))
+        result = (*chosen, *(name for name in unasked if name not in chosen))
     else:
         result = tuple(chosen)
     if not result:
@@ -188,20 +222,45 @@ def _matches(pattern: str, name: str) -> bool:
 def agree(policy: Policy, offer: ServerOffer, host_keys: Optional[Sequence[str]] = None) -> Agreement:
     """What client and server will use. ``host_keys``: the host key algorithms offered to this server (default: the policy's
     plain ones). Raises PolicyError, one sentence that says what the server offered and what to do."""
-    wanted_keys = policy.plain_host_keys if host_keys is None else tuple(host_keys)
-    kex = _pick("kex", policy, policy.kex, offer.kex)
-    host_key = _pick("host_key", policy, wanted_keys, offer.host_keys)
-    cipher_out = _pick("cipher", policy, policy.ciphers, offer.ciphers_out)
-    cipher_in = _pick("cipher", policy, policy.ciphers, offer.ciphers_in)
-    mac_out = "" if is_aead(cipher_out) else _pick("mac", policy, policy.macs, offer.macs_out, cipher_out)
-    mac_in = "" if is_aead(cipher_in) else _pick("mac", policy, policy.macs, offer.macs_in, cipher_in)
-    agreement = Agreement(kex, host_key, cipher_out, cipher_in, mac_out, mac_in)
-    if not offer.strict_kex:
-        _demand_no_strict_kex_needed(agreement, offer)
+    agreement, problems = weigh(policy, offer, host_keys)
+    if problems:
+        raise problems[0]
     return agreement
 
 
-def _demand_no_strict_kex_needed(agreement: Agreement, offer: ServerOffer) -> None:
+def weigh(
+    policy: Policy, offer: ServerOffer, host_keys: Optional[Sequence[str]] = None
+) -> Tuple[Agreement, Tuple[PolicyError, ...]]:
+    """As ``agree``, but with every reason to refuse in place of the first; where nothing is agreed the name is ""."""
+    problems: Dict[str, PolicyError] = {}  # by sentence: both directions mostly have the same
+
+    def pick(category: str, ours: Iterable[str], theirs: Sequence[str], cipher: str = "") -> str:
+        for name in ours:
+            if name in theirs:
+                return name
+        problem = _no_agreement(category, policy, tuple(ours), theirs, cipher)
+        problems.setdefault(str(problem), problem)
+        return ""
+
+    def pick_mac(cipher: str, theirs: Sequence[str]) -> str:
+        return "" if not cipher or is_aead(cipher) else pick("mac", policy.macs, theirs, cipher)
+
+    kex = pick("kex", policy.kex, offer.kex)
+    host_key = pick(
+        "host_key", policy.host_keys_offered if host_keys is None else tuple(host_keys), offer.host_keys
+    )
+    cipher_out = pick("cipher", policy.ciphers, offer.ciphers_out)
+    cipher_in = pick("cipher", policy.ciphers, offer.ciphers_in)
+    mac_out, mac_in = pick_mac(cipher_out, offer.macs_out), pick_mac(cipher_in, offer.macs_in)
+    agreement = Agreement(kex, host_key, cipher_out, cipher_in, mac_out, mac_in)
+    if not offer.strict_kex:
+        problem = _open_to_terrapin(agreement, offer)
+        if problem is not None:
+            problems.setdefault(str(problem), problem)
+    return agreement, tuple(problems.values())
+
+
+def _open_to_terrapin(agreement: Agreement, offer: ServerOffer) -> Optional[PolicyError]:
     """The Terrapin attack (CVE-2023-48795) cuts messages off the start of a session under chacha20-poly1305 or EtM MACs."""
     for cipher, mac in ((agreement.cipher_out, agreement.mac_out), (agreement.cipher_in, agreement.mac_in)):
         if cipher != _CHACHA20 and not mac.endswith("-etm@openssh.com"):
@@ -212,59 +271,64 @@ def _demand_no_strict_kex_needed(agreement: Agreement, offer: ServerOffer) -> No
             if has_gcm
             else "update the server (OpenSSH 9.6 and later have it), or allow aes256-gcm@openssh.com in its Ciphers"
         )
-        raise PolicyError(
+        return PolicyError(
             f"The server has no strict key exchange, without which {cipher}{' with ' + mac if mac else ''} is open to the "
-            f"Terrapin attack (CVE-2023-48795): {remedy}."
+            f"Terrapin attack (CVE-2023-48795): {remedy}.",
+            (f"Ciphers {','.join(_GCM)}",),
         )
-
-
-def _pick(category: str, policy: Policy, ours: Iterable[str], theirs: Sequence[str], cipher: str = "") -> str:
-    for name in ours:
-        if name in theirs:
-            return name
-    raise _no_agreement(category, policy, tuple(ours), theirs, cipher)
+    return None
 
 
 def _no_agreement(
     category: str, policy: Policy, ours: Sequence[str], theirs: Sequence[str], cipher: str
 ) -> PolicyError:
-    plural, keyword, example = _WORDING[category]
+    plural, keyword, examples = _WORDING[category]
     offered = ", ".join(printable(name) for name in theirs[:20]) or "none"
     profile = _profile(policy.profile, True)
-    accepted = {
-        "kex": profile.kex,
-        "host_key": profile.host_keys,
-        "cipher": profile.ciphers,
-        "mac": profile.macs,
-    }[category]
-    narrowed = [name for name in accepted if name in theirs and name not in ours]
+    narrowed = [name for name in accepted(profile, category) if name in theirs and name not in ours]
+    lines: Tuple[str, ...] = ()
     if narrowed and category == "host_key":
-        remedy = f"connect with a known_hosts file that has its {narrowed[0]} key, or allow it in HostKeyAlgorithms"
+        remedy = (
+            f"connect with a known_hosts file that has its {narrowed[0]} key, or allow it with "
+            f"-o HostKeyAlgorithms=+{narrowed[0]}"
+        )
     elif narrowed:
-        remedy = f"security={policy.profile} would accept {narrowed[0]}: allow it in your {keyword} list"
+        remedy = (
+            f"security={policy.profile} would accept {narrowed[0]}: allow it with -o {keyword}=+{narrowed[0]}"
+        )
     else:
-        remedy = f"add {example} to {keyword} in the server's sshd_config"
+        lacking = tuple(name for name in examples if name in ours) or tuple(ours[:1])
+        lines = (_server_line(keyword, (*lacking, *theirs)),)
+        if category == "host_key":
+            remedy = "add an ssh-ed25519 key (ssh-keygen -A makes one) to HostKey in the server's sshd_config"
+            lines = (_HOST_KEY_LINE, *lines)
+        else:
+            remedy = f"add {lacking[0]} to {keyword} in the server's sshd_config"
         if category == "mac":
             remedy += ", or a cipher that needs no MAC (aes256-gcm@openssh.com) to its Ciphers"
+        if lacking[0] in _KEX_PQ:
+            remedy += " (OpenSSH 9.9 and later have it)"
         remedy += _gentler_profile(category, policy, theirs)
     purpose = f" for {cipher}" if cipher else ""
+    verb = "asks for" if narrowed else "accepts"
     return PolicyError(
-        f"The server offers only these {plural}{purpose}: {offered}, of which security={policy.profile} accepts none; {remedy}."
+        f"The server offers only these {plural}{purpose}: {offered}, of which security={policy.profile} {verb} none; {remedy}.",
+        lines,
     )
+
+
+def _server_line(keyword: str, names: Iterable[str]) -> str:
+    """The whole list for sshd_config: its + would add to OpenSSH's defaults, and not to what this server offers."""
+    plain = (name for name in dict.fromkeys(names) if re.fullmatch(r"[\w.@+-]{1,64}", name, re.ASCII))
+    return f"{keyword} {','.join(name for name in plain if name != 'none')}"
 
 
 def _gentler_profile(category: str, policy: Policy, theirs: Sequence[str]) -> str:
     """The clause that names a profile under which this list would do, or nothing."""
     for profile in ("hardened", "compatible"):
-        other = _profile(profile, True)
-        accepted = {
-            "kex": other.kex,
-            "host_key": other.host_keys,
-            "cipher": other.ciphers,
-            "mac": other.macs,
-        }[category]
-        if profile != policy.profile and any(name in accepted for name in theirs):
-            return f"; -o security={profile} would accept {next(name for name in accepted if name in theirs)}"
+        would = [name for name in accepted(_profile(profile, True), category) if name in theirs]
+        if profile != policy.profile and would:
+            return f"; -o security={profile} would accept {would[0]}"
     return ""
 
 
@@ -273,17 +337,19 @@ def require_rsa_bits(policy: Policy, bits: int, whose: str) -> None:
     if bits < policy.rsa_bits_min:
         raise PolicyError(
             f"{whose} is an RSA key of {bits} bits, and security={policy.profile} accepts {policy.rsa_bits_min} and more; "
-            "use an ed25519 key, or make a larger one with ssh-keygen -t rsa -b 4096."
+            "use an ed25519 key, or make a larger one with ssh-keygen -t rsa -b 4096.",
+            (_HOST_KEY_LINE,),
         )
 
 
-def require_gex_bits(policy: Policy, bits: int) -> None:
-    """Raises PolicyError for a Diffie-Hellman group outside what group exchange may agree."""
+def require_gex_bits(policy: Policy, bits: int, offered: Sequence[str] = ()) -> None:
+    """Raises PolicyError for a Diffie-Hellman group outside what group exchange may agree; ``offered``: the server's kex."""
     if not policy.gex_bits_min <= bits <= 8192:
         raise PolicyError(
             f"The server chose a Diffie-Hellman group of {bits} bits, and security={policy.profile} accepts "
             f"{policy.gex_bits_min} to 8192; remove the small groups from its /etc/ssh/moduli, or allow curve25519-sha256 in "
-            "its KexAlgorithms."
+            "its KexAlgorithms.",
+            (_server_line("KexAlgorithms", (*_WORDING["kex"][2], *offered)),),
         )
 
 
@@ -297,7 +363,7 @@ GOOD, UNSUPPORTED, WEAK, BROKEN = "good", "unsupported", "weak", "broken"
 
 # (category or "" for all, pattern, grade, reason): the first match wins. Anything else is judged by the profiles.
 _JUDGEMENTS: Tuple[Tuple[str, str, str, str], ...] = (
-    ("kex", "ecdh-sha2-nistp*", GOOD, "NIST curve: accepted, though curve25519 is preferred"),
+    ("kex", "ecdh-sha2-nistp*", GOOD, "NIST curve: accepted where KexAlgorithms names it"),
     ("kex", "mlkem*", GOOD, "post-quantum hybrid"),
     ("kex", "sntrup761x25519*", UNSUPPORTED, "post-quantum hybrid, good, not spoken here"),
     ("kex", "diffie-hellman-group14-sha256", WEAK, "2048-bit group: accepted only under security=compatible"),
@@ -323,23 +389,18 @@ _JUDGEMENTS: Tuple[Tuple[str, str, str, str], ...] = (
     ("mac", "*-etm@openssh.com", GOOD, "encrypt-then-MAC"),
     ("mac", "hmac-sha2-*", WEAK, "not encrypt-then-MAC: accepted only under security=compatible"),
     ("mac", "*", WEAK, "not encrypt-then-MAC"),
+    ("compression", "none", GOOD, "accepted"),
+    ("compression", "*", UNSUPPORTED, "data travels uncompressed: backups are compressed already"),
 )
 
 
 def verdict(category: str, algorithm: str) -> Tuple[str, str]:
-    """(grade, reason) of an algorithm in a server's offer; category is kex, host_key, cipher or mac. What is neither accepted
-    by a profile nor known to be weak is "unsupported"."""
+    """(grade, reason) of an algorithm in a server's offer; category is kex, host_key, cipher, mac or compression. What is
+    neither accepted by a profile nor known to be weak is "unsupported"."""
     for kind, pattern, grade, reason in _JUDGEMENTS:
         if kind == category and _matches(pattern, algorithm):
             return grade, reason
-    hardened = _profile("hardened", True)
-    accepted = {
-        "kex": hardened.kex,
-        "host_key": hardened.host_keys,
-        "cipher": hardened.ciphers,
-        "mac": hardened.macs,
-    }
-    if algorithm not in accepted[category]:
+    if algorithm not in accepted(_profile("hardened", True), category):
         return UNSUPPORTED, "not spoken here"
     if is_aead(algorithm):
         return GOOD, "authenticated encryption"
@@ -347,3 +408,45 @@ def verdict(category: str, algorithm: str) -> Tuple[str, str]:
         GOOD,
         "needs an encrypt-then-MAC MAC and strict key exchange" if category == "cipher" else "accepted",
     )
+
+
+def accepted(policy: Policy, category: str) -> Tuple[str, ...]:
+    """What ``policy`` takes of a category of ``verdict``, best first."""
+    return {
+        "kex": policy.kex,
+        "host_key": policy.host_keys,
+        "cipher": policy.ciphers,
+        "mac": policy.macs,
+        "compression": ("none",),
+    }[category]
+
+
+USED, ACCEPTED, REFUSED = "used", "accepted", "refused"
+# What good algorithms lack in the eyes of the strictest profile, pq.
+_WANTING = {"kex": "not post-quantum", "cipher": "not authenticated encryption"}
+
+
+def standing(
+    policy: Policy, category: str, algorithm: str, agreement: Optional[Agreement]
+) -> Tuple[str, str]:
+    """(used, accepted or refused; why) of an algorithm in a server's offer; why may be "" unless it is refused. ``agreement``:
+    what ``policy`` and the server agree, None where they do not."""
+    grade, reason = verdict(category, algorithm)
+    if algorithm not in accepted(policy, category):
+        if algorithm in accepted(_profile(policy.profile, True), category):
+            reason = "left out by your own list"
+        elif grade == GOOD:
+            reason = _WANTING.get(category, f"not accepted by security={policy.profile}")
+        return REFUSED, reason
+    if reason == "accepted":
+        reason = ""
+    if agreement is None:
+        return ACCEPTED, reason
+    in_use = {
+        "kex": (agreement.kex,),
+        "host_key": (agreement.host_key,),
+        "cipher": (agreement.cipher_out, agreement.cipher_in),
+        "mac": (agreement.mac_out, agreement.mac_in),
+        "compression": ("none",),
+    }[category]
+    return USED if algorithm in in_use else ACCEPTED, reason

@@ -29,8 +29,8 @@ from exercise.namespace import Disagreement, compare, snapshot
 from faults.scenario import SCENARIOS, Program
 from faults.sftp_cutter import AFTER_REQUEST, WAYS, Cut, arm, counted, made
 from support.mount import Mount
-from support.process import Missing, wait_until
-from support.sshd import Server, Sshd
+from support.process import sftp_server_program, wait_until
+from support.sshd import Sshd
 
 VARIANTS: Dict[str, Tuple[str, ...]] = {
     "defaults": (),
@@ -49,17 +49,9 @@ PLACES = 2
 SAMPLE = 40
 FAILURES_MAX = 5
 
+
 # A mount whose session ends within ten seconds waits longer each time before it dials again, for the server's sake. Here
 # each cut is to be the first one of its mount.
-_MOUNT = """\
-import sys
-from sftpmount import cli
-from sftpmount.sftp import reconnect
-reconnect.STEADY_S = 0.0
-sys.exit(cli.main())
-"""
-
-
 class Case(NamedTuple):
     """One run of a sequence with its cuts; the text is what CUT takes."""
 
@@ -80,10 +72,7 @@ class Result(NamedTuple):
 class PromptMount(Mount):
     """Reconnects at once, however short the session was."""
 
-    def command(self, sshd: Server, port: int, directory: str) -> List[str]:
-        command = super().command(sshd, port, directory)
-        assert command[:3] == [sys.executable, "-m", "sftpmount"]
-        return [sys.executable, "-c", _MOUNT, *command[3:]]
+    changes = "from sftpmount.sftp import reconnect; reconnect.STEADY_S = 0.0"
 
 
 class Place:
@@ -94,7 +83,7 @@ class Place:
         self.state = str(tmp_dir / "state")
         arm(self.state, [])
         cutter = Path(__file__).with_name("sftp_cutter.py")
-        command = f"exec {sys.executable} -I -S {cutter} {self.state} {_sftp_server()}"
+        command = f"exec {sys.executable} -I -S {cutter} {self.state} {sftp_server_program()}"
         self._local = tmp_dir / "local"
         self._numbers = itertools.count(1)
         with contextlib.ExitStack() as stack:
@@ -299,12 +288,3 @@ def test_many_cuts_of_the_reconnect(tmp_path: Path, variant: str) -> None:
         cases = two_cuts(at[0], 150, seed=2)
         report = run_all(at, cases)
         assert report.cut >= 2 * len(cases) * 0.9, report.not_cut
-
-
-def _sftp_server() -> Path:
-    """OpenSSH's program, where the distributions put it."""
-    for directory in ("lib/openssh", "libexec/openssh", "lib/ssh", "libexec", "lib/misc"):
-        path = Path("/usr") / directory / "sftp-server"
-        if path.exists():
-            return path
-    raise Missing("The tests need OpenSSH's sftp-server: apt-get install openssh-sftp-server.")

@@ -23,7 +23,6 @@ from faults.forgetful_server import REQUESTS, ForgetfulServer
 from mount.helpers import noise, opened
 from support.mount import Mount
 from support.process import wait_until
-from support.sshd import Server
 
 ENDLESS = 1 << 62
 WORKERS = 4
@@ -456,21 +455,10 @@ class Log:
 
 
 # A session that ends within seconds makes the mount wait longer and longer before it connects again. Here all do.
-QUICK = """
-import sys
-from sftpmount import cli
-from sftpmount.sftp import reconnect
-reconnect.STEADY_S, reconnect.BACKOFF_MAX_S = 0.0, 0.4
-sys.exit(cli.main())
-"""
-
-
 class QuickMount(Mount):
     """Connects again at once."""
 
-    def command(self, sshd: Server, port: int, directory: str) -> List[str]:
-        python, *_, source, mountpoint = (words := super().command(sshd, port, directory))[:5]
-        return [python, "-c", QUICK, source, mountpoint, *words[5:]]
+    changes = "from sftpmount.sftp import reconnect; reconnect.STEADY_S, reconnect.BACKOFF_MAX_S = 0.0, 0.4"
 
 
 class Story:

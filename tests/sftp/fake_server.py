@@ -190,6 +190,9 @@ class FakeServer:
         self.free_bytes = 1 << 40
         self.read_only = False
         self.fsid = 7
+        self.twist: Callable[[str, bytes], bytes] = lambda name, reply: (
+            reply
+        )  # a lie: what is sent in its place
         self.down = False
         self.dials = 0
         self.faults: List[Fault] = []
@@ -538,7 +541,8 @@ class FakeChannel:
         if kind == 1:
             assert fields.u32() == 3, "the client asks for version 3"
             pairs = b"".join(string(k) + string(v) for k, v in self.server.extensions.items())
-            self._deliver(frame(bytes([2]) + struct.pack(">I", self.server.version) + pairs))
+            said = frame(bytes([2]) + struct.pack(">I", self.server.version) + pairs)
+            self._deliver(self.server.twist("INIT", said))
             return
         request_id = fields.u32()
         name = fields.string().split(b"@")[0].decode() if kind == 200 else NAMES[kind]
@@ -556,7 +560,7 @@ class FakeChannel:
         else:
             reply = self._misbehave(fault, name, fields, request_id)
         if reply is not None:
-            self._deliver(reply)
+            self._deliver(self.server.twist(name, reply))
 
     def _misbehave(self, fault: Fault, name: str, fields: Fields, request_id: int) -> Optional[bytes]:
         act = fault.act

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import itertools
 import logging
@@ -13,10 +14,11 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 
 import pytest
 
+from mount.helpers import refused
 from sftp.fake_server import FakeServer, Fault, named
 from sftpmount import waiting
 from sftpmount.errors import ConnectionLost, FsError, Unreachable
-from sftpmount.sftp import wire
+from sftpmount.sftp import reconnect, wire
 from sftpmount.sftp.remote import FSYNC, POSIX_RENAME, Remote
 from sftpmount.sftp.remote_file import RemoteFile
 from sftpmount.sftp.session import Pending, Session
@@ -702,10 +704,15 @@ class TestOutage:
         assert took_s > 2.0 if is_in_doubt else took_s < 2.0
         assert server.content(b"/home/f") == b"new!"
 
+    @pytest.mark.parametrize("is_answered", [True, False])
     def test_a_second_outage_within_one_long_operation_is_another_one(
-        self, server: FakeServer, make_remote: Callable[..., Remote]
+        self,
+        server: FakeServer,
+        make_remote: Callable[..., Remote],
+        monkeypatch: pytest.MonkeyPatch,
+        is_answered: bool,
     ) -> None:
-        """To send a large file takes hours, and the line is lost now and then."""
+        """To send a large file takes hours, and the line is lost now and then; to wait for hours is not to send."""
 
         class Hours:
             now_s = 0.0
@@ -714,18 +721,54 @@ class TestOutage:
                 return self.now_s
 
         clock = Hours()
+        monkeypatch.setattr(reconnect, "Session", functools.partial(Session, clock=clock))
         remote = make_remote(server, retry_timeout_s=300.0, clock=clock)
         attempts = itertools.count(1)
+
+        def ask(session: Session) -> None:
+            session.meta.request(wire.STAT, wire.string(b"/home")).wait()
 
         def send(session: Session) -> int:
             attempt = next(attempts)
             if attempt < 4:
-                clock.now_s += 290.0  # all went well until now
+                ask(session)
+                clock.now_s += 290.0
+                if is_answered:
+                    ask(session)
                 server.cut()
-                session.meta.request(wire.STAT, wire.string(b"/home")).wait()
+                ask(session)
             return attempt
 
-        assert remote.run(send) == 4
+        if is_answered:
+            assert remote.run(send) == 4
+        else:
+            with refused(errno.ETIMEDOUT):
+                remote.run(send)
+            assert next(attempts) == 4  # two of 290 s fit, and a third that began in time
+
+    def test_a_request_that_is_left_out_while_others_are_answered_ends_too(
+        self, server: FakeServer, make_remote: Callable[..., Remote]
+    ) -> None:
+        server.make(b"/home/lost")
+        left_out = server.arm(Fault("no reply", lambda request: request.path == b"/home/lost", times=1000))
+        remote = make_remote(server, request_deadline_s=1.5, retry_timeout_s=2.0)
+        ended = threading.Event()
+
+        def others() -> None:
+            while not ended.wait(0.05):
+                remote.lstat(b"/home")
+
+        thread = threading.Thread(target=others)
+        thread.start()
+        started = time.monotonic()
+        try:
+            with refused(errno.ETIMEDOUT):
+                remote.lstat(b"/home/lost")
+        finally:
+            ended.set()
+            thread.join(WAIT_S)
+        assert left_out.seen > 1
+        assert time.monotonic() - started < WAIT_S
 
     def test_once_a_program_has_waited_in_vain_the_next_call_fails_at_once(
         self, server: FakeServer, make_remote: Callable[..., Remote]

@@ -451,6 +451,35 @@ class TestLiveness:
             stuck.wait()
         assert time.monotonic() - started >= 0.4
 
+    def test_a_server_that_never_says_its_version_is_given_up(self) -> None:
+        class Connection:
+            """Alive, and mute on its channel, as where the subsystem's program hangs."""
+
+            def open_subsystem(self, *arguments: object) -> Connection:
+                return self
+
+            def send(self, *parts: object) -> None:
+                pass
+
+            def heartbeat(self) -> None:
+                pass
+
+            def last_heard_s(self) -> float:
+                return time.monotonic()
+
+            def abort(self) -> None:
+                pass
+
+        with pytest.raises(ConnectionLost, match="no reply on the metadata lane"):
+            Session(
+                Connection(),  # type: ignore[arg-type]
+                lanes=1,
+                alive_interval_s=0.1,
+                alive_count_max=3,
+                request_deadline_s=0.3,
+                on_lost=lambda session: None,
+            )
+
     def test_the_deadline_counts_from_the_last_reply_not_from_the_request(
         self, server: FakeServer, make: Callable[..., Session]
     ) -> None:

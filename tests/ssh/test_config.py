@@ -227,6 +227,12 @@ def test_hops(hop: str) -> None:
     assert parse_hop(hop) == HOPS[hop]
 
 
+@pytest.mark.parametrize("line", ["NumberOfPasswordPrompts many", "RequiredRSASize -1", "RequiredRSASize 4k"])
+def test_what_is_no_number_is_a_usage_error(evaluate: Resolve, line: str) -> None:
+    with pytest.raises(UsageError):
+        evaluate(line + "\n")
+
+
 @pytest.mark.parametrize(
     "hop", ["", "@box", "-x", "me@-x", "a:b", "a:0", "a:65536", "::1", "a b", "$(x)@box", "[a"]
 )

@@ -102,6 +102,33 @@ def test_other_lists_are_narrowed_too() -> None:
     assert "ssh-ed25519-cert-v01@openssh.com" in policy.host_keys
 
 
+@pytest.mark.parametrize("profile", ["hardened", "compatible"])
+def test_nist_curves_are_for_those_who_name_them(profile: str) -> None:
+    policy = make_policy(profile)
+    assert "nistp" not in " ".join((*policy.kex, *policy.host_keys_offered))
+    assert "ecdsa-sha2-nistp256" in policy.host_keys  # for servers that known_hosts has such a key of
+    asked = make_policy(profile, kex_algorithms="+ecdh-sha2-nistp384", host_key_algorithms="^ecdsa*")
+    assert asked.kex == (*policy.kex, "ecdh-sha2-nistp384")
+    assert asked.host_keys_offered == (*asked.plain_host_keys[:3], *policy.host_keys_offered)
+    assert make_policy(profile, kex_algorithms="ecdh*521").kex == ("ecdh-sha2-nistp521",)
+
+
+@pytest.mark.parametrize(
+    ("offer", "remedy"),
+    [
+        (offering(kex=("ecdh-sha2-nistp256",)), "-o KexAlgorithms=+ecdh-sha2-nistp256"),
+        (
+            offering(host_keys=("ecdsa-sha2-nistp256",)),
+            "known_hosts file that has its ecdsa-sha2-nistp256 key",
+        ),
+    ],
+)
+def test_the_sentence_says_how_to_name_them(offer: ServerOffer, remedy: str) -> None:
+    with pytest.raises(PolicyError, match="asks for none") as caught:
+        agree(make_policy(), offer)
+    assert remedy in str(caught.value)
+
+
 def test_agreement_is_the_first_of_ours_that_the_server_has() -> None:
     agreed = agree(make_policy(), DEBIAN_12)
     assert (agreed.kex, agreed.host_key) == ("curve25519-sha256", "ssh-ed25519")
@@ -154,7 +181,7 @@ def test_the_sentence_says_what_was_offered_and_what_to_do(offer: ServerOffer, w
 
 def test_the_sentence_names_the_users_own_list_when_that_is_the_cause() -> None:
     with pytest.raises(
-        PolicyError, match=r"security=hardened would accept aes256-gcm@openssh\.com.* your Ciphers"
+        PolicyError, match=r"asks for none; security=hardened would accept (\S+): .* -o Ciphers=\+\1"
     ):
         agree(make_policy(ciphers="aes192-ctr"), DEBIAN_12)
 
@@ -239,3 +266,63 @@ def test_what_hardened_offers_is_good(category: str) -> None:
     lists = {"kex": policy.kex, "host_key": policy.host_keys, "cipher": policy.ciphers, "mac": policy.macs}
     for name in lists[category]:
         assert verdict(category, name)[0] == p.GOOD
+
+
+def test_every_reason_of_a_refusal_is_told_with_its_line() -> None:
+    offer = offering(kex=("diffie-hellman-group1-sha1",), ciphers=("aes128-ctr",), macs=("hmac-md5", "a b"))
+    agreement, problems = p.weigh(make_policy(), offer)
+    assert (agreement.kex, agreement.cipher_out, agreement.mac_out) == ("", "aes128-ctr", "")
+    assert [problem.server_lines for problem in problems] == [
+        ("KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org,diffie-hellman-group1-sha1",),
+        ("MACs hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com,hmac-md5",),
+    ]
+    with pytest.raises(PolicyError) as caught:
+        agree(make_policy(), offer)
+    assert str(caught.value) == str(problems[0])
+
+
+@pytest.mark.parametrize("category", ["kex", "host_key", "cipher", "mac"])
+@pytest.mark.parametrize("profile", ["hardened", "compatible", "pq"])
+def test_the_named_lines_make_every_profile_agree(profile: str, category: str) -> None:
+    field = {"kex": "kex", "host_key": "host_keys", "cipher": "ciphers", "mac": "macs"}[category]
+    offer = offering(
+        **{"kex": make_policy("pq").kex + DEBIAN_12.kex, "ciphers": ("aes128-ctr", GCM), field: ("none",)}
+    )
+    if category == "mac":
+        offer = replace(offer, ciphers_out=("aes128-ctr",), ciphers_in=("aes128-ctr",))
+    _, problems = p.weigh(make_policy(profile), offer)
+    for line in (line for problem in problems for line in problem.server_lines):
+        keyword, _, value = line.partition(" ")
+        name = {
+            "KexAlgorithms": "kex",
+            "Ciphers": "ciphers",
+            "MACs": "macs",
+            "HostKeyAlgorithms": "host_keys",
+        }.get(keyword)
+        if name is not None:
+            names = tuple(value.split(","))
+            ways = (f"{name}_out", f"{name}_in") if name in ("ciphers", "macs") else (name,)
+            offer = replace(offer, **dict.fromkeys(ways, names))  # type: ignore[arg-type]
+    assert problems
+    agree(make_policy(profile), offer)
+
+
+def test_a_list_of_ones_own_is_not_cured_on_the_server() -> None:
+    _, (problem,) = p.weigh(make_policy(ciphers=CHACHA), offering(ciphers=(GCM,)))
+    assert problem.server_lines == ()
+
+
+def test_standings() -> None:
+    policy = make_policy("pq", ciphers=GCM)
+    offer = offering(kex=("mlkem768x25519-sha256", "curve25519-sha256"), compression_out=("zlib",))
+    agreed = agree(policy, offer)
+    assert p.standing(policy, "kex", "mlkem768x25519-sha256", agreed) == (p.USED, "post-quantum hybrid")
+    assert p.standing(policy, "kex", "mlkem768x25519-sha256", None)[0] == p.ACCEPTED
+    assert p.standing(policy, "kex", "curve25519-sha256", agreed) == (p.REFUSED, "not post-quantum")
+    assert p.standing(policy, "cipher", "aes128-ctr", agreed) == (p.REFUSED, "not authenticated encryption")
+    assert p.standing(policy, "cipher", CHACHA, agreed) == (p.REFUSED, "left out by your own list")
+    assert p.standing(policy, "mac", ETM, agreed) == (p.ACCEPTED, "encrypt-then-MAC")
+    assert p.standing(policy, "host_key", "ssh-ed25519", agreed) == (p.USED, "")
+    assert p.standing(policy, "compression", "none", agreed) == (p.USED, "")
+    assert p.standing(policy, "compression", "zlib", agreed)[0] == p.REFUSED
+    assert offer.ways("compression") == (("zlib",), ())

@@ -39,6 +39,7 @@ Subsystem stuck /bin/sleep 1000
 ALL_MACS = "MACs hmac-sha2-512-etm@openssh.com,hmac-sha2-256-etm@openssh.com,hmac-sha2-256,hmac-sha2-512\n"
 
 HARDENED = make_policy()
+WITH_ECDSA = make_policy(host_key_algorithms="+ecdsa*")
 ONLY_CHACHA = make_policy(ciphers="chacha20*")
 WAIT_S = 20.0
 
@@ -168,7 +169,9 @@ def test_every_mac_alone(server: Sshd, mac: str) -> None:
         echo(connection, 1_000_001)
 
 
-@pytest.mark.parametrize("kex", [name for name in make_policy("compatible").kex if "mlkem" not in name])
+@pytest.mark.parametrize(
+    "kex", [name for name in make_policy("compatible", kex_algorithms="*").kex if "mlkem" not in name]
+)
 def test_every_key_exchange_alone(server: Sshd, kex: str) -> None:
     with closing(connect(server, make_policy("compatible", kex_algorithms=kex))) as connection:
         assert connection.negotiated.kex == kex
@@ -204,16 +207,6 @@ def test_ecdsa_host_keys(tmp_path: Path, bits: int) -> None:
         assert weak.handshake().host_key_type == f"ecdsa-sha2-nistp{bits}"
 
 
-def test_a_server_without_macs_is_fine_with_gcm(tmp_path: Path) -> None:
-    with (
-        own_server(tmp_path, "MACs -*\nCiphers aes256-gcm@openssh.com\n") as sshd,
-        closing(connect(sshd)) as connection,
-    ):
-        assert connection.negotiated.cipher_out == "aes256-gcm@openssh.com"
-        assert connection.negotiated.mac_out == ""
-        echo(connection, 100_001)
-
-
 def test_what_was_negotiated_is_told(connection: Connection) -> None:
     told = connection.negotiated
     assert told.strict_kex
@@ -221,65 +214,26 @@ def test_what_was_negotiated_is_told(connection: Connection) -> None:
     assert told.host_key_fingerprint.startswith("SHA256:")
 
 
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (
-            "Ciphers aes256-ctr\nMACs hmac-sha2-256,hmac-sha1\n",
-            "MACs for aes256-ctr: hmac-sha2-256, hmac-sha1",
-        ),
-        ("Ciphers aes256-cbc,3des-cbc\n", "ciphers: aes256-cbc, 3des-cbc"),
-        ("KexAlgorithms diffie-hellman-group14-sha1\n", "key exchanges: diffie-hellman-group14-sha1"),
-        ("HostKeyAlgorithms ssh-rsa\n", "host key types: ssh-rsa"),
-    ],
-)
-def test_weak_servers_are_refused_with_what_they_offered(tmp_path: Path, config: str, words: str) -> None:
-    with own_server(tmp_path, config, host_key_types=("rsa",)) as sshd, pytest.raises(PolicyError) as caught:
-        handshake(sshd.port)
-    assert words in str(caught.value)
-
-
-def test_compatible_takes_what_it_says(tmp_path: Path) -> None:
-    config = "Ciphers aes256-ctr\nMACs hmac-sha2-256\n"
-    with (
-        own_server(tmp_path, config) as sshd,
-        closing(connect(sshd, make_policy("compatible"))) as connection,
-    ):
-        assert connection.negotiated.mac_in == "hmac-sha2-256"
-        echo(connection, 100_001)
-
-
-@pytest.mark.parametrize("cipher", ["chacha20-poly1305@openssh.com", "aes128-ctr"])
-def test_no_strict_kex_is_refused_where_terrapin_matters(cipher: str) -> None:
-    with (
-        WeakServer(cipher=cipher, strict_kex=False) as weak,
-        pytest.raises(PolicyError, match="strict key exchange"),
-    ):
-        weak.handshake()
-
-
 def test_no_strict_kex_is_accepted_with_gcm() -> None:
     with WeakServer(cipher="aes128-gcm@openssh.com", strict_kex=False) as weak:
         assert not weak.handshake().strict_kex
 
 
-def test_a_short_rsa_host_key_is_refused() -> None:
-    key = paramiko.RSAKey.generate(2048)
-    with WeakServer(key) as weak, pytest.raises(PolicyError, match="RSA key of 2048 bits"):
-        weak.handshake()
-    with WeakServer(key) as weak:
-        assert weak.handshake(make_policy("compatible")).host_key_type == "rsa-sha2-512"
-
-
 def test_a_small_group_in_group_exchange_is_refused() -> None:
+    class Offer:
+        kex = ("diffie-hellman-group-exchange-sha256",)
+
     class Transport:
         policy = HARDENED
+        offer = Offer
 
     message = Message()
     message.add_mpint(2**2047 + 1)
     message.add_mpint(2)
-    with pytest.raises(PolicyError, match="group of 2048 bits"):
+    with pytest.raises(PolicyError, match="group of 2048 bits") as caught:
         KexGexAtLeast(Transport())._parse_kexdh_gex_group(Message(message.asbytes()))
+    (line,) = caught.value.server_lines
+    assert line.startswith("KexAlgorithms curve25519-sha256,") and line.endswith(Offer.kex[0])
 
 
 def test_the_prime_of_group18_is_rfc_3526s() -> None:
@@ -802,7 +756,7 @@ class WeakServer:
         self._server.start_server(event=threading.Event())
         return self
 
-    def handshake(self, policy: Policy = HARDENED) -> Any:
+    def handshake(self, policy: Policy = WITH_ECDSA) -> Any:
         self._client = HardenedTransport(self._ours, policy)
         return self._client.handshake(WAIT_S)
 

@@ -1,38 +1,41 @@
 """An SFTP server in Python (asyncssh), for machines without sshd and as a second, different server.
 
-The same algorithms as the hardened sshd of support.sshd, and the same attributes as far as a mount needs them. It runs in
-a process of its own, which ends with its standard input; this module is also that process's program.
+Unless told otherwise it has the algorithms of support.sshd's hardened sshd, and the same attributes as far as a mount needs
+them. It runs in a process of its own, which ends with its standard input; this module is also that process's program.
 """
 
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional, Sequence
 
-from support.process import free_port
-from support.sshd import HARDENED_CONFIG, keygen, public_key, write_known_hosts
+from support.server_files import ServerFiles, algorithm_lists
+from support.sshd import HARDENED_CONFIG
+
+_KEYWORDS = {
+    "KexAlgorithms": "kex_algs",
+    "Ciphers": "encryption_algs",
+    "MACs": "mac_algs",
+    "HostKeyAlgorithms": "signature_algs",
+}
 
 
-class AsyncsshServer:
-    """One server; see support.sshd.Sshd for the attributes."""
+class AsyncsshServer(ServerFiles):
+    """One server; see support.sshd.Sshd for the attributes, and server_files for ``config``."""
 
-    def __init__(self, tmp_dir: Path) -> None:
-        self.dir = Path(tmp_dir) / "asyncssh"
-        self.dir.mkdir(mode=0o700, parents=True)
-        self.tree = self.dir / "tree"
-        self.tree.mkdir()
-        self.user = getpass.getuser()
-        self.known_hosts = self.dir / "known_hosts"
-        self.user_key = keygen(self.dir / "id_ed25519", "ed25519")
-        self.host_keys = {kind: keygen(self.dir / f"host_{kind}", kind) for kind in ("ed25519", "rsa")}
-        self.log = self.dir / "server.log"
-        self.port = free_port()
-        self._ports: List[int] = []
+    def __init__(
+        self,
+        tmp_dir: Path,
+        config: str = HARDENED_CONFIG,
+        *,
+        host_key_types: Sequence[str] = ("ed25519", "rsa"),
+    ) -> None:
+        super().__init__(tmp_dir, "asyncssh", host_key_types)
+        self._lists = algorithm_lists(config)
         self._process: Optional[subprocess.Popen[bytes]] = None
 
     def __enter__(self) -> AsyncsshServer:
@@ -48,6 +51,7 @@ class AsyncsshServer:
             "port": self.port,
             "server_host_keys": [str(path) for path in self.host_keys.values()],
             "authorized_client_keys": f"{self.user_key}.pub",
+            **{_KEYWORDS[keyword]: names for keyword, names in self._lists.items()},
         }
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -77,12 +81,6 @@ class AsyncsshServer:
                 process.wait()
             process.stdout.close()
 
-    def trust(self, port: int) -> None:
-        """Name the host keys in ``known_hosts`` for another port of 127.0.0.1."""
-        if port not in self._ports:
-            self._ports.append(port)
-            write_known_hosts(self.known_hosts, self._ports, map(public_key, self.host_keys.values()))
-
 
 # ---- the server's process ----
 
@@ -90,19 +88,9 @@ class AsyncsshServer:
 async def _serve(settings: Dict[str, Any]) -> None:
     import asyncssh  # an extra: only this process needs it
 
-    offers = dict(line.split(" ", 1) for line in HARDENED_CONFIG.splitlines())
-    listener = await asyncssh.listen(
-        "127.0.0.1",
-        settings["port"],
-        server_host_keys=settings["server_host_keys"],
-        authorized_client_keys=settings["authorized_client_keys"],
-        sftp_factory=True,
-        allow_scp=False,
-        # Without the group exchange, whose moduli asyncssh would generate.
-        kex_algs=[name for name in offers["KexAlgorithms"].split(",") if "group-exchange" not in name],
-        encryption_algs=offers["Ciphers"].split(","),
-        mac_algs=offers["MACs"].split(","),
-    )
+    if "kex_algs" in settings:  # without the group exchange, whose moduli asyncssh would generate
+        settings["kex_algs"] = [name for name in settings["kex_algs"] if "group-exchange" not in name]
+    listener = await asyncssh.listen("127.0.0.1", sftp_factory=True, allow_scp=False, **settings)
     print("ready", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     listener.close()

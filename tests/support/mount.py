@@ -44,11 +44,13 @@ class Mount:
     port      of a relay to the server, when not the server's own
     life_s    the process is killed after this time whatever happens, so that a test which hangs in a dead mount goes on
 
+    ``changes`` of a subclass are lines of Python that run in the mount's process before the command does.
     ``path`` is the mountpoint, ``served`` the same directory on the server, ``pid`` the process, ``log`` the file with
     its stderr. Raises MountFailed.
     """
 
     fstype = "fuse.sftpmount"
+    changes = ""
 
     def __init__(
         self,
@@ -90,8 +92,10 @@ class Mount:
 
     def command(self, sshd: Server, port: int, directory: str) -> List[str]:
         """The command line that mounts ``directory`` of the server in the foreground."""
+        changed = f"import sys\nfrom sftpmount import cli\n{self.changes}\nsys.exit(cli.main())"
         return [
-            *[sys.executable, "-m", "sftpmount", f"{sshd.user}@127.0.0.1:{directory}", str(self.path)],
+            *[sys.executable, *(["-c", changed] if self.changes else ["-m", "sftpmount"])],
+            *[f"{sshd.user}@127.0.0.1:{directory}", str(self.path)],
             *["-f", "-F", "none", "-o", f"IdentityFile={sshd.user_key},IdentitiesOnly=yes"],
             *["-o", f"UserKnownHostsFile={sshd.known_hosts},GlobalKnownHostsFile=/dev/null,port={port}"],
         ]

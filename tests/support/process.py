@@ -26,6 +26,15 @@ def program(name: str, package: str) -> str:
     return path
 
 
+def sftp_server_program() -> Path:
+    """OpenSSH's program, where the distributions put it."""
+    for directory in ("lib/openssh", "libexec/openssh", "lib/ssh", "libexec", "lib/misc"):
+        path = Path("/usr") / directory / "sftp-server"
+        if path.exists():
+            return path
+    raise Missing("The tests need OpenSSH's sftp-server: apt-get install openssh-sftp-server.")
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nothing listens on, below the range from which the kernel takes ports for clients.
 

@@ -50,7 +50,7 @@ class Sshd:
 
     port          TCP port on 127.0.0.1, the same over restarts
     user          who may log in (the one who runs the tests), with the key file ``user_key``
-    host_keys     key type ("ed25519", "rsa") -> private key file
+    host_keys     key type ("ed25519", "rsa", "ecdsa-384") -> private key file
     known_hosts   a file that names these keys for ``port`` and every port given to trust()
     tree          an empty directory meant to be served (the server itself serves the whole file system)
     log           the server's log file
@@ -139,6 +139,17 @@ class Sshd:
         self.stop()
         self.start()
 
+    def configure(self, lines: Iterable[str]) -> None:
+        """Put each line of sshd_config in place of those with its keyword (HostKey: beside them), from the next start on."""
+        for line in lines:
+            keyword = line.split()[0]
+            kept = [
+                old
+                for old in self._template.splitlines()
+                if keyword == "HostKey" or old.split()[:1] != [keyword]
+            ]
+            self._template = "\n".join([line, *kept]) + "\n"
+
     def kill_sessions(self) -> None:
         """End every session with SIGKILL; the listener goes on taking new ones."""
         if self.pid is not None:
@@ -179,7 +190,11 @@ class Sshd:
         """Name the host keys in ``known_hosts`` for another port of 127.0.0.1: that of a relay to this server."""
         if port not in self._trusted_ports:
             self._trusted_ports.append(port)
-            write_known_hosts(self.known_hosts, self._trusted_ports, map(public_key, self.host_keys.values()))
+            write_known_hosts(self.known_hosts, self._trusted_ports, self.public_host_keys())
+
+    def public_host_keys(self) -> List[str]:
+        """As known_hosts and authorized_keys hold them."""
+        return [public_key(path) for path in self.host_keys.values()]
 
     def ssh_options(self, port: Optional[int] = None) -> List[str]:
         """ssh_options() for this server."""
@@ -252,8 +267,10 @@ class Sshd:
 
 
 def keygen(path: Path, kind: str, bits: Optional[int] = None, passphrase: str = "") -> Path:
-    """Make an OpenSSH key pair (``path`` and ``path``.pub) of the given type; RSA has 3072 bits unless told."""
-    size = bits or (3072 if kind == "rsa" else None)
+    """Make an OpenSSH key pair (``path`` and ``path``.pub) of the given type, as "ed25519", "ecdsa-384"; RSA has 3072 bits
+    unless told."""
+    kind, _, told = kind.partition("-")
+    size = bits or int(told or (3072 if kind == "rsa" else 0))
     command = [program("ssh-keygen", "openssh-client"), "-q", "-t", kind, "-N", passphrase, "-C", ""]
     command += ["-f", str(path), *(["-b", str(size)] if size else [])]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)

@@ -1,0 +1,144 @@
+"""libfuse 2's main function in its steps, with the kernel's handshake in our hands.
+
+libfuse 2 speaks protocol 7.19 and reads at most 128 KiB from the kernel at once; fusepy knows no other libfuse. Two things
+that the kernel learned since need no more than a word in the handshake (include/uapi/linux/fuse.h):
+
+FUSE_MAX_PAGES        one WRITE of up to a MiB instead of eight: each costs two changes of threads (7.28, Linux 4.20)
+FUSE_PARALLEL_DIROPS  programs that look names up in one directory do not wait for each other (7.25, Linux 4.7)
+
+So the kernel's INIT is read here and given to libfuse; its reply is caught, completed and sent. The kernel then asks for
+buffers that hold the longest request. libfuse takes their size from its channel and has no function to set it: it is set in
+the struct, where that looks as in 2.9. Where it does not, or the kernel is older, all stays as libfuse does it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from struct import Struct
+from typing import Any, Callable, List
+
+log = logging.getLogger(__name__)
+
+_IN_HEADER = Struct("=IIQQIIII")  # length, opcode, unique, node id, uid, gid, pid, padding
+_INIT_IN = Struct("=IIII")  # major, minor, max_readahead, flags
+_OUT_HEADER = Struct("=IiQ")  # length, error, unique
+_INIT_OUT = Struct(
+    "=IIIIHHI"
+)  # major, minor, max_readahead, flags, max_background, congestion_threshold, max_write
+_INIT_OUT_MORE = Struct("=IHH32x")  # time_gran, max_pages, map_alignment and what is unused (7.23 and later)
+_INIT = 26
+_PARALLEL_DIROPS = 1 << 18
+_MAX_PAGES = 1 << 22
+_PAGE_BYTES = 4096
+_HEADERS_BYTES = 4096  # what libfuse, too, adds for them
+# struct fuse_chan: three functions, the session, the descriptor, the size of buffers
+_SESSION, _DESCRIPTOR, _BUFFER_BYTES = 3, 4, 5
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+
+
+_Send = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(_Iovec), ctypes.c_size_t)
+
+
+class _ChannelOperations(ctypes.Structure):
+    _fields_ = [("receive", ctypes.c_void_p), ("send", _Send), ("destroy", ctypes.c_void_p)]
+
+
+def own_main(library: Any, write_bytes_max: int) -> Callable[..., int]:
+    """What to call in place of ``library.fuse_main_real``; requests then have up to ``write_bytes_max`` bytes of data.
+
+    Gives ``library``'s own where that cannot be (another library than libfuse 2).
+    """
+    try:
+        _declare(library)
+    except AttributeError:
+        return library.fuse_main_real  # type: ignore[no-any-return]
+
+    def main(argc: int, argv: Any, operations: Any, size: int, data: Any) -> int:
+        mountpoint, is_threaded = ctypes.c_char_p(), ctypes.c_int()
+        fuse = library.fuse_setup(
+            argc, argv, operations, size, ctypes.byref(mountpoint), ctypes.byref(is_threaded), data
+        )
+        if not fuse:
+            return 1
+        _shake_hands(library, fuse, write_bytes_max)
+        failed = library.fuse_loop_mt(fuse) if is_threaded.value else library.fuse_loop(fuse)
+        library.fuse_teardown(fuse, mountpoint)
+        return 1 if failed else 0
+
+    return main
+
+
+def _declare(library: Any) -> None:
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    for name, result, arguments in (
+        ("fuse_setup", pointer, None),
+        ("fuse_loop_mt", number, [pointer]),
+        ("fuse_loop", number, [pointer]),
+        ("fuse_teardown", None, [pointer, ctypes.c_char_p]),
+        ("fuse_get_session", pointer, [pointer]),
+        ("fuse_session_next_chan", pointer, [pointer, pointer]),
+        ("fuse_session_process", None, [pointer, ctypes.c_char_p, size, pointer]),
+        ("fuse_chan_fd", number, [pointer]),
+        ("fuse_chan_bufsize", size, [pointer]),
+        ("fuse_chan_new", pointer, [ctypes.POINTER(_ChannelOperations), number, size, pointer]),
+        ("fuse_chan_destroy", None, [pointer]),
+    ):
+        function = getattr(library, name)
+        function.restype = result
+        if arguments is not None:
+            function.argtypes = arguments
+
+
+def _shake_hands(library: Any, fuse: int, write_bytes_max: int) -> None:
+    session = library.fuse_get_session(fuse)
+    channel = library.fuse_session_next_chan(session, None)
+    device, buffer_bytes = library.fuse_chan_fd(channel), library.fuse_chan_bufsize(channel)
+    words = (ctypes.c_size_t * (_BUFFER_BYTES + 1)).from_address(channel)
+    if (words[_SESSION], words[_DESCRIPTOR] & 0xFFFFFFFF, words[_BUFFER_BYTES]) != (
+        session,
+        device,
+        buffer_bytes,
+    ):
+        log.debug("another libfuse than 2.9: requests of at most %d bytes", buffer_bytes)
+        return
+    try:
+        request = os.read(device, buffer_bytes)
+    except OSError as error:  # unmounted already: the loop finds out
+        log.debug("no handshake: %s", error)
+        return
+    opcode = _IN_HEADER.unpack_from(request)[1]
+    offered = _INIT_IN.unpack_from(request, _IN_HEADER.size)[3] if opcode == _INIT else 0
+    if not offered & _MAX_PAGES:
+        log.debug("the kernel's requests have at most %d bytes", buffer_bytes)
+        library.fuse_session_process(session, request, len(request), channel)
+        return
+    reply = _reply_of_libfuse(library, session, request, write_bytes_max + _HEADERS_BYTES)
+    refusal, unique = _OUT_HEADER.unpack_from(reply)[1:]
+    if refusal == 0:
+        fields = list(_INIT_OUT.unpack_from(reply, _OUT_HEADER.size))
+        fields[3] |= offered & (_MAX_PAGES | _PARALLEL_DIROPS)
+        body = _INIT_OUT.pack(*fields) + _INIT_OUT_MORE.pack(0, write_bytes_max // _PAGE_BYTES, 0)
+        reply = _OUT_HEADER.pack(_OUT_HEADER.size + len(body), 0, unique) + body
+        words[_BUFFER_BYTES] = write_bytes_max + _HEADERS_BYTES
+    os.write(device, reply)
+
+
+def _reply_of_libfuse(library: Any, session: int, request: bytes, buffer_bytes: int) -> bytes:
+    """What libfuse would send to the kernel, with buffers of that size."""
+    replies: List[bytes] = []
+
+    def send(_: Any, parts: Any, count: int) -> int:
+        replies.append(b"".join(ctypes.string_at(parts[at].base, parts[at].length) for at in range(count)))
+        return 0
+
+    operations = _ChannelOperations(None, _Send(send), None)
+    channel = library.fuse_chan_new(ctypes.byref(operations), -1, buffer_bytes, None)
+    library.fuse_session_process(session, request, len(request), channel)
+    library.fuse_chan_destroy(channel)
+    (reply,) = replies
+    return reply

@@ -1,0 +1,87 @@
+"""What the kernel asks for: long writes in one request, look-ups of one directory side by side; and less where it must be."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Callable, List, Type
+
+import pytest
+
+from mount.helpers import noise, opened
+from support.mount import Mount
+from support.process import wait_until
+from support.relay import Relay
+from support.sshd import Sshd
+
+MIB = 2**20
+ORDINARY_BYTES = 131_072
+
+
+class OldKernel(Mount):
+    """Offers nothing in its handshake that libfuse 2 does not know."""
+
+    changes = "from sftpmount.fs import libfuse; libfuse._MAX_PAGES = 0"
+
+
+class AnotherLibrary(Mount):
+    """Its channel looks otherwise than that of libfuse 2.9."""
+
+    changes = "from sftpmount.fs import libfuse; libfuse._SESSION = 2"
+
+
+class NoLibfuse2(Mount):
+    """Lacks a function."""
+
+    changes = (
+        "from sftpmount.fs import fuse, libfuse; libfuse._declare = lambda library: library.no_such_function"
+    )
+
+
+def writes(mount: Mount) -> List[int]:
+    """The sizes of the kernel's WRITE requests, as libfuse's own debugging output tells them."""
+    return [int(size) for size in re.findall(r"^write\[\d+\] (\d+) bytes", mount.log_text(), re.MULTILINE)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "longest"),
+    [
+        (Mount, MIB),
+        (OldKernel, ORDINARY_BYTES),
+        (AnotherLibrary, ORDINARY_BYTES),
+        (NoLibfuse2, ORDINARY_BYTES),
+    ],
+)
+def test_the_longest_write(sshd: Sshd, tmp_path: Path, kind: Type[Mount], longest: int) -> None:
+    data = noise(3 * MIB + 5)
+    (sshd.tree / (name := tmp_path.name)).mkdir()
+    with kind(sshd, tmp_path, "-d", subdir=name) as mount:
+        with opened(mount.path / "file", os.O_CREAT | os.O_WRONLY) as fd:
+            assert os.write(fd, data) == len(data)
+            assert os.pwrite(fd, data[:MIB], 1000) == MIB  # no block of ours begins where this does
+        assert mount.unmount() == 0
+        assert max(writes(mount)) == longest
+        assert sum(writes(mount)) == len(data) + MIB
+        assert (mount.served / "file").read_bytes() == data[:1000] + data[:MIB] + data[1000 + MIB :]
+
+
+def test_programs_look_up_names_of_one_directory_at_once(
+    sshd: Sshd, relay: Relay, tmp_path: Path, make_mount: Callable[..., Mount]
+) -> None:
+    (sshd.tree / tmp_path.name).mkdir()
+    mount = make_mount(sshd, "-d", subdir=tmp_path.name, port=relay.port)
+    relay.stall()
+    programs = [
+        subprocess.Popen(["stat", mount.path / name], stderr=subprocess.DEVNULL) for name in ("one", "two")
+    ]
+    try:
+        wait_until(
+            lambda: {"LOOKUP /one", "LOOKUP /two"} <= set(mount.log_text().splitlines()),
+            10.0,
+            "both are asked for",
+        )
+    finally:
+        relay.flow()
+    assert [program.wait(20.0) for program in programs] == [1, 1]
