@@ -80,7 +80,7 @@ def _run(argv: Sequence[str]) -> int:
 
     fuse.check_available()
     if wanted.foreground:
-        return _mount(wanted, lambda: None)
+        daemon.leave(_mount(wanted, lambda: None))
 
     def check_usable() -> None:
         # FUSE has a device number of its own: while the old one is seen, what is written goes into the bare directory.
@@ -236,8 +236,7 @@ def _serve(filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], Non
     except daemon.Abandoned as error:
         for each in error.unstored:
             log.error("not stored: %s", each)
-        logging.shutdown()
-        os._exit(1)  # at once: an orderly exit would wait for the threads that wait for the server
+        daemon.leave(1)  # an orderly exit would wait for the threads that wait for the server
 
 
 def _fuse_options(wanted: MountOptions) -> Dict[str, Union[str, bool]]:
