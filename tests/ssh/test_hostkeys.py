@@ -225,7 +225,24 @@ def test_verdicts_on_plain_keys(pairs: Dict[str, Path]) -> None:
     assert check([f"box.example.org {mine}"], blob, at_2222).trust is Trust.KNOWN
     assert check([f"box.example.org {other}"], blob, at_2222).trust is Trust.UNKNOWN
     assert check([f"[box.example.org]:2222 {mine}"], blob).trust is Trust.UNKNOWN
-    assert check([f"[box.example.org]:2222 {other}", f"box.example.org {mine}"], blob, at_2222).is_good
+    changed = check([f"box.example.org {mine}", f"[box.example.org]:2222 {other}"], blob, at_2222)
+    assert changed.trust is Trust.CHANGED
+    assert changed.entry is not None
+    assert changed.entry.line == 2
+
+
+def test_lines_without_a_port_revoke_and_certify_at_every_port(pairs: Dict[str, Path], sign: Sign) -> None:
+    at_2222 = HostName.of("box.example.org", 2222)
+    mine, blob = public_key(pairs["ed25519"]), blob_of(pairs["ed25519"])
+    for listed in ("box.example.org", "[box.example.org]:2222"):
+        lines = [f"{listed} {mine}", f"@revoked box.example.org {mine}"]
+        assert check(lines, blob, at_2222).trust is Trust.REVOKED
+    lines = [f"@cert-authority *.example.org {public_key(pairs['ca'])}"]
+    assert check(lines, sign("-n", "box.example.org"), at_2222).trust is Trust.CERTIFIED
+    assert check(lines, sign("-n", "fox.example.org"), at_2222).trust is Trust.BAD_CERTIFICATE
+    assert known(*lines).key_types(at_2222) == known(*lines).key_types(HERE) != []
+    lines = [f"@cert-authority [*.example.org]:2222 {public_key(pairs['ca'])}"]
+    assert check(lines, sign("-n", "box.example.org")).trust is Trust.UNKNOWN
 
 
 def test_host_key_alias_stands_for_host_and_port(pairs: Dict[str, Path]) -> None:
