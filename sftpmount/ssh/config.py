@@ -19,7 +19,7 @@ import shlex
 import shutil
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import paramiko
@@ -94,7 +94,6 @@ class Target:
     host_key_alias: Optional[str]
     ca_algorithms: Tuple[str, ...]  # signatures a CA of hosts may make
     user_key_algorithms: Tuple[str, ...]  # signatures our keys may make
-    rsa_bits_min: int
     proxy_jump: Tuple[str, ...]  # hops, the nearest first
     proxy_command: Optional[str]  # a shell line, tokens expanded
     address_family: int  # socket.AF_*
@@ -286,7 +285,7 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
     def list_of(keyword: str) -> Optional[str]:
         return next(iter(said.get(keyword, ())), None)
 
-    policy = make_policy(
+    profile = make_policy(
         options.security,
         kex_algorithms=options.kex_algorithms or list_of("kexalgorithms"),
         host_key_algorithms=options.host_key_algorithms or list_of("hostkeyalgorithms"),
@@ -294,6 +293,8 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
         macs=options.macs or list_of("macs"),
         fast_aes=aes_in_hardware(),
     )
+    required_bits = _count("RequiredRSASize", first("requiredrsasize") or "0")
+    policy = replace(profile, rsa_bits_min=max(profile.rsa_bits_min, required_bits))
     strict = options.strict_host_key_checking or first("stricthostkeychecking") or "yes"
     command = is_set("proxycommand")
     timeout = first("connecttimeout")
@@ -324,7 +325,6 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
         host_key_alias=alias,
         ca_algorithms=_narrowed(said.get("casignaturealgorithms"), keys.SIGNATURE_ALGORITHMS),
         user_key_algorithms=_narrowed(said.get("pubkeyacceptedalgorithms"), keys.SIGNATURE_ALGORITHMS),
-        rsa_bits_min=max(policy.rsa_bits_min, _count("RequiredRSASize", first("requiredrsasize") or "0")),
         proxy_jump=tuple(jump.split(",")) if jump and command is None else (),
         proxy_command=None if command is None else expand_shell(command, tokens),
         address_family=_family(first("addressfamily")),

@@ -236,7 +236,7 @@ class Dialer:
             self._prompt,
             self._memory,
             algorithms=target.user_key_algorithms,
-            rsa_bits_min=target.rsa_bits_min,
+            rsa_bits_min=target.policy.rsa_bits_min,
             batch_mode=options.batch_mode or self._has_connected,
             password=password,
         ).run()
@@ -297,7 +297,14 @@ def judge_host_key(target: Target, known: KnownHosts, blob: bytes, now_s: float)
 
     Raises HostKeyError where that list cannot be read."""
     revoked = hostkeys.load_revoked(target.revoked_keys_file) if target.revoked_keys_file else []
-    return known.check(_name(target), blob, now_s=now_s, ca_algorithms=target.ca_algorithms, revoked=revoked)
+    return known.check(
+        _name(target),
+        blob,
+        now_s=now_s,
+        ca_algorithms=target.ca_algorithms,
+        rsa_bits_min=target.policy.rsa_bits_min,
+        revoked=revoked,
+    )
 
 
 def wanted_host_keys(target: Target, known: KnownHosts, pinned: Optional[bytes] = None) -> Sequence[str]:

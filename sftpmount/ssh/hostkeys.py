@@ -210,11 +210,13 @@ class KnownHosts:
         *,
         now_s: float,
         ca_algorithms: Sequence[str] = keys.SIGNATURE_ALGORITHMS,
+        rsa_bits_min: int = 0,
         revoked: Sequence[bytes] = (),
     ) -> Verdict:
         """The verdict on the key or certificate ``blob`` of host ``name``.
 
-        ``now_s`` is seconds since 1970, ``ca_algorithms`` the signatures a CA may use, ``revoked`` further bad keys.
+        ``now_s`` is seconds since 1970, ``ca_algorithms`` the signatures a CA may use, ``rsa_bits_min`` the size of its key
+        where that is RSA, ``revoked`` further bad keys.
         """
         try:
             plain = keys.plain_key(blob)
@@ -229,7 +231,7 @@ class KnownHosts:
                 return Verdict(Trust.REVOKED, entry=entry)
         problem: Optional[Verdict] = None
         if certificate is not None:
-            verdict = self._check_certificate(name, certificate, now_s, ca_algorithms)
+            verdict = self._check_certificate(name, certificate, now_s, ca_algorithms, rsa_bits_min)
             if verdict.trust is Trust.CERTIFIED:
                 return verdict
             problem = verdict
@@ -239,7 +241,12 @@ class KnownHosts:
         return verdict
 
     def _check_certificate(
-        self, name: HostName, certificate: keys.Certificate, now_s: float, ca_algorithms: Sequence[str]
+        self,
+        name: HostName,
+        certificate: keys.Certificate,
+        now_s: float,
+        ca_algorithms: Sequence[str],
+        rsa_bits_min: int,
     ) -> Verdict:
         """CERTIFIED, or BAD_CERTIFICATE with the @cert-authority entry that covers the host, if one does."""
         covering = self._speaking_of(name, "cert-authority")
@@ -250,7 +257,7 @@ class KnownHosts:
                 f"which no @cert-authority line names for this host"
             )
             return Verdict(Trust.BAD_CERTIFICATE, reason, covering[0] if covering else None)
-        reason = certificate_fault(certificate, name.plain, now_s, ca_algorithms)
+        reason = certificate_fault(certificate, name.plain, now_s, ca_algorithms, rsa_bits_min)
         return Verdict(Trust.BAD_CERTIFICATE if reason else Trust.CERTIFIED, reason, entry)
 
     def _check_plain(self, name: HostName, blob: bytes) -> Verdict:
@@ -274,13 +281,20 @@ class KnownHosts:
 
 
 def certificate_fault(
-    certificate: keys.Certificate, host: str, now_s: float, ca_algorithms: Sequence[str]
+    certificate: keys.Certificate,
+    host: str,
+    now_s: float,
+    ca_algorithms: Sequence[str],
+    rsa_bits_min: int,
 ) -> str:
     """Why a certificate does not prove that its holder is ``host``, as a clause; "" where it does."""
     if certificate.kind != keys.CERT_TYPE_HOST:
         return "it is not a host certificate"
     if certificate.signature_algorithm not in ca_algorithms:
         return f"its CA signed with {printable(certificate.signature_algorithm)}, which is not accepted"
+    bits = keys.rsa_bits(certificate.ca_key)
+    if bits is not None and bits < rsa_bits_min:
+        return f"its CA has an RSA key of {bits} bits, and {rsa_bits_min} and more are accepted"
     if not certificate.signature_is_good():
         return "its CA's signature is wrong"
     if certificate.critical_options:
@@ -292,7 +306,9 @@ def certificate_fault(
     if certificate.valid_before_s != keys.FOREVER and now_s >= certificate.valid_before_s:
         return f"it expired at {_date(certificate.valid_before_s)}"
     principals = certificate.principals
-    if principals and not any(_wildcard(principal.lower(), host) for principal in principals):
+    if not principals:  # as OpenSSH since 10.3: such a one would stand for every host that the CA may vouch for
+        return "it names no host (ssh-keygen -s with -n)"
+    if not any(_wildcard(principal.lower(), host) for principal in principals):
         return f"it is for {printable(', '.join(principals))}, not for {host}"
     return ""
 

@@ -335,8 +335,10 @@ def _gentler_profile(category: str, policy: Policy, theirs: Sequence[str]) -> st
 def require_rsa_bits(policy: Policy, bits: int, whose: str) -> None:
     """Raises PolicyError for an RSA key below the policy's size; ``whose`` is e.g. "The server's host key"."""
     if bits < policy.rsa_bits_min:
+        is_own = policy.rsa_bits_min > _profile(policy.profile, True).rsa_bits_min
+        demands = "RequiredRSASize" if is_own else f"security={policy.profile}"
         raise PolicyError(
-            f"{whose} is an RSA key of {bits} bits, and security={policy.profile} accepts {policy.rsa_bits_min} and more; "
+            f"{whose} is an RSA key of {bits} bits, and {demands} accepts {policy.rsa_bits_min} and more; "
             "use an ed25519 key, or make a larger one with ssh-keygen -t rsa -b 4096.",
             (_HOST_KEY_LINE,),
         )

@@ -60,7 +60,7 @@ def test_what_nobody_said_has_our_defaults(evaluate: Resolve, local: Local) -> N
     assert target.agent_path is None
     assert target.policy.kex[0] == "mlkem768x25519-sha256"  # which the ssh installed need not know
     assert target.address_family == socket.AF_UNSPEC
-    assert target.rsa_bits_min == 3072
+    assert target.policy.rsa_bits_min == 3072
 
 
 FILE = """
@@ -108,7 +108,7 @@ def test_a_file_that_says_all(evaluate: Resolve, local: Local) -> None:
     assert target.proxy_jump == ("first", "me@second:22")
     assert target.policy.ciphers == ("aes256-gcm@openssh.com",)
     assert target.agent_path == "/agents/2222"
-    assert target.rsa_bits_min == 4096
+    assert target.policy.rsa_bits_min == 4096
     assert target.password_prompts == 1
     assert target.address_family == socket.AF_INET6
 

@@ -408,6 +408,15 @@ def test_a_short_rsa_host_key_is_refused(tmp_path: Path) -> None:
         assert works(connect(options_for(sshd, security="compatible"), Recorder()))
 
 
+def test_required_rsa_size_counts_for_host_keys(sshd: Sshd, tmp_path: Path) -> None:
+    known_hosts = tmp_path / "known_hosts"
+    known_hosts.write_text(entry(sshd, "rsa"))
+    options = options_for(sshd, known_hosts_files=(str(known_hosts),))
+    longer = (*options.ssh_options, ("requiredrsasize", "3073"))
+    with pytest.raises(PolicyError, match="3072 bits, and RequiredRSASize accepts 3073 and more"):
+        connect(replace(options, ssh_options=longer), Recorder())
+
+
 # What never becomes an option or a shell word.
 
 
