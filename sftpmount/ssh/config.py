@@ -28,7 +28,7 @@ from sftpmount.errors import UsageError
 from sftpmount.options import SshOptions
 from sftpmount.ssh import keys
 from sftpmount.ssh.agent import agent_path
-from sftpmount.ssh.policy import Policy, make_policy
+from sftpmount.ssh.policy import Policy, apply_list, make_policy
 
 METHODS = ("publickey", "keyboard-interactive", "password")
 USER_CONFIG, SYSTEM_CONFIG = "~/.ssh/config", "/etc/ssh/ssh_config"
@@ -116,6 +116,8 @@ def resolve(options: SshOptions, local: Local) -> Target:
         settings, defaults = _read_config(options, local), {}
     # What equals ssh's own default was not said by anyone, and our defaults apply.
     said = {key: values for key, values in settings.items() if values != defaults.get(key)}
+    for key in set(_LISTS) & set(said) & set(defaults):
+        said[key] = [_as_change(said[key][0], defaults[key][0])]
     return _target(options, local, settings, said)
 
 
@@ -182,6 +184,19 @@ def _ask_ssh(program: str, options: SshOptions, host: str, *, is_default: bool) 
         keyword, _, value = line.partition(" ")
         settings.setdefault(keyword.lower(), []).append(value)
     return settings
+
+
+def _as_change(value: str, default: str) -> str:
+    """A list of algorithms as + or ^ had it, where it takes nothing from ssh's own: ``ssh -G`` writes that one out in full,
+    without what ssh does not know, and with what is accepted here only where somebody names it. A list that was
+    shortened stays as it is, since - cannot be told from a list of names."""
+    names, usual = value.split(","), default.split(",")
+    if names[: len(usual)] == usual:
+        return "+" + ",".join(names[len(usual) :])
+    for count in range(1, len(names)):
+        if names[count:] == [name for name in usual if name not in names[:count]]:
+            return "^" + ",".join(names[:count])
+    return value
 
 
 def _read_config(options: SshOptions, local: Local) -> Settings:
@@ -302,6 +317,7 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
     if timeout is not None and timeout.isdigit() and int(timeout) > 0:
         timeout_s = min(timeout_s, float(timeout))
     agent = first("identityagent")
+    identities = (*options.identity_files, *said.get("identityfile", []))  # perhaps only "none"
     return Target(
         alias=options.host,
         host=host,
@@ -309,8 +325,8 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
         user=user,
         policy=policy,
         connect_timeout_s=timeout_s,
-        identity_files=paths((*options.identity_files, *said.get("identityfile", []))),
-        default_identity_files=paths(DEFAULT_IDENTITIES),
+        identity_files=paths(identities),
+        default_identity_files=() if identities else paths(DEFAULT_IDENTITIES),
         certificate_files=paths(said.get("certificatefile", [])),
         agent_path=_agent(agent, tokens, local),
         identities_only=is_on("identitiesonly", False),
@@ -323,8 +339,8 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
         accept_new=strict == "accept-new",
         hash_known_hosts=is_on("hashknownhosts", False),
         host_key_alias=alias,
-        ca_algorithms=_narrowed(said.get("casignaturealgorithms"), keys.SIGNATURE_ALGORITHMS),
-        user_key_algorithms=_narrowed(said.get("pubkeyacceptedalgorithms"), keys.SIGNATURE_ALGORITHMS),
+        ca_algorithms=_signatures(said, "CASignatureAlgorithms"),
+        user_key_algorithms=_signatures(said, "PubkeyAcceptedAlgorithms"),
         proxy_jump=tuple(jump.split(",")) if jump and command is None else (),
         proxy_command=None if command is None else expand_shell(command, tokens),
         address_family=_family(first("addressfamily")),
@@ -349,9 +365,9 @@ def _family(value: Optional[str]) -> int:
     return {"inet": socket.AF_INET, "inet6": socket.AF_INET6}.get((value or "").lower(), socket.AF_UNSPEC)
 
 
-def _narrowed(values: Optional[Sequence[str]], accepted: Sequence[str]) -> Tuple[str, ...]:
-    wanted = values[0].split(",") if values else list(accepted)
-    return tuple(name for name in wanted if name in accepted)
+def _signatures(said: Settings, keyword: str) -> Tuple[str, ...]:
+    values = said.get(keyword.lower())
+    return apply_list(keyword, values[0], keys.SIGNATURE_ALGORITHMS) if values else keys.SIGNATURE_ALGORITHMS
 
 
 def _methods(first: Callable[[str], Optional[str]], is_on: Callable[[str, bool], bool]) -> Tuple[str, ...]:

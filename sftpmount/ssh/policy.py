@@ -191,26 +191,35 @@ def _narrow(
 ) -> Tuple[str, ...]:
     """OpenSSH's list syntax over what the profile accepts: a list, or + (add), - (remove), ^ (put first) to what stands there
     unasked."""
-    if spec is None:
-        return unasked
-    operator, patterns = (spec[0], spec[1:]) if spec[:1] in ("+", "-", "^") else ("", spec)
-    chosen: List[str] = []
-    for pattern in filter(None, patterns.split(",")):
-        chosen += [name for name in accepted if _matches(pattern, name) and name not in chosen]
-    if operator == "+":
-        result = (*unasked, *(name for name in chosen if name not in unasked))
-    elif operator == "-":
-        result = tuple(name for name in unasked if name not in chosen)
-    elif operator == "^":
-        result = (*chosen, *(name for name in unasked if name not in chosen))
-    else:
-        result = tuple(chosen)
+    result = unasked if spec is None else apply_list(keyword, spec, accepted, unasked)
     if not result:
         raise UsageError(
-            f"{keyword}={printable(spec)} leaves nothing that security={profile} accepts; name at least one of "
+            f"{keyword}={printable(spec or '')} leaves nothing that security={profile} accepts; name at least one of "
             f"{', '.join(accepted)}."
         )
     return result
+
+
+def apply_list(
+    keyword: str, spec: str, accepted: Sequence[str], unasked: Optional[Sequence[str]] = None
+) -> Tuple[str, ...]:
+    """The names that a list in OpenSSH's syntax leaves of ``accepted``; ``unasked``: those that +, - and ^ change (all of them).
+
+    Raises UsageError for a negation, which would be a narrowing that is not understood."""
+    unasked = tuple(accepted if unasked is None else unasked)
+    operator, patterns = (spec[0], spec[1:]) if spec[:1] in ("+", "-", "^") else ("", spec)
+    chosen: List[str] = []
+    for pattern in filter(None, patterns.split(",")):
+        if pattern.strip().startswith("!"):
+            raise UsageError(f"{keyword}={printable(spec)} negates with !; write {keyword}=-NAME,... to leave names out.")
+        chosen += [name for name in accepted if _matches(pattern, name) and name not in chosen]
+    if operator == "+":
+        return (*unasked, *(name for name in chosen if name not in unasked))
+    if operator == "-":
+        return tuple(name for name in unasked if name not in chosen)
+    if operator == "^":
+        return (*chosen, *(name for name in unasked if name not in chosen))
+    return tuple(chosen)
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sftpmount.errors import UsageError
 from sftpmount.options import SshOptions
 from sftpmount.ssh import config
-from sftpmount.ssh.config import Local, Target, parse_hop, resolve
+from sftpmount.ssh.config import Local, Target, aes_in_hardware, parse_hop, resolve
+from sftpmount.ssh.policy import make_policy
 from support.process import program
 
 Resolve = Callable[..., Target]
@@ -143,8 +144,38 @@ def test_lists_narrow_and_never_widen(evaluate: Resolve) -> None:
     target = evaluate("Ciphers aes256-cbc,aes256-ctr\nMACs hmac-sha1,hmac-sha2-256-etm@openssh.com\n")
     assert target.policy.ciphers == ("aes256-ctr",)
     assert target.policy.macs == ("hmac-sha2-256-etm@openssh.com",)
+    assert evaluate("CASignatureAlgorithms -ecdsa*\n").ca_algorithms == (
+        "ssh-ed25519",
+        "rsa-sha2-512",
+        "rsa-sha2-256",
+    )
+    assert evaluate("PubkeyAcceptedAlgorithms ssh-rsa,ssh-ed25519\n").user_key_algorithms == ("ssh-ed25519",)
     with pytest.raises(UsageError):
         evaluate("Ciphers aes256-cbc\n")
+
+
+def test_lists_that_only_add_or_reorder_start_from_ours_and_not_from_ssh_s(evaluate: Resolve) -> None:
+    """An older ssh knows no ML-KEM, and each has NIST curves among its own."""
+    ours = make_policy(fast_aes=aes_in_hardware())
+    assert evaluate("").policy == ours
+    for line in (
+        "KexAlgorithms +diffie-hellman-group14-sha1",
+        "HostKeyAlgorithms +ssh-rsa",
+        "Ciphers +aes128-cbc",
+        "MACs ^hmac-sha1",
+        "KexAlgorithms ^diffie-hellman-group14-sha1",
+    ):
+        assert evaluate(f"{line}\n").policy == ours, line
+    assert evaluate("KexAlgorithms +diffie-hellman-group14-sha1\n", security="pq").policy == make_policy(
+        "pq", fast_aes=aes_in_hardware()
+    )
+    curves = evaluate("KexAlgorithms ^ecdh-sha2-nistp521,curve25519-sha256\n").policy.kex
+    assert curves == ("ecdh-sha2-nistp521", "curve25519-sha256", *(n for n in ours.kex if n != curves[1]))
+
+
+def test_identity_file_none_leaves_the_usual_files_out(evaluate: Resolve, local: Local) -> None:
+    target = evaluate("IdentityFile none\n")
+    assert (target.identity_files, target.default_identity_files) == ((), ())
 
 
 def test_tokens_of_a_proxy_command(evaluate: Resolve) -> None:
