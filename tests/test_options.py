@@ -42,6 +42,7 @@ def changed(*argv: str) -> Dict[str, Any]:
         ("-f", {"foreground": True}),
         ("-d", {"foreground": True, "debug": True, "log_level": "debug"}),
         ("-v", {"log_level": "debug"}),
+        ("-o core_dumps", {"core_dumps": True}),
         ("-fo ro", {"foreground": True, "ro": True}),
         ("-s -n -t fuse.sftpmount -C", {}),
         ("-r", {"ro": True}),

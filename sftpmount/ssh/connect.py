@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple
+from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from sftpmount.errors import (
     AuthenticationError,
@@ -82,7 +83,7 @@ class Dialer:
         *,
         pinned_host_key: Optional[bytes] = None,
         local: Optional[Local] = None,
-        stdin: Optional[TextIO] = None,
+        stdin: Optional[BinaryIO] = None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._options = options
@@ -101,7 +102,7 @@ class Dialer:
     def __call__(self) -> Connection:
         """Raises UsageError, Unreachable, HostKeyError, PolicyError, AuthenticationError."""
         if self._options.password_stdin and self._password is None:
-            line = (self._stdin or sys.stdin).readline()
+            line = os.fsdecode((self._stdin or sys.stdin.buffer).readline())  # in whatever encoding it is
             if not line:
                 raise AuthenticationError(
                     "password_stdin: standard input holds no password; give it on one line."

@@ -306,7 +306,9 @@ def certificate_fault(
     if certificate.valid_before_s != keys.FOREVER and now_s >= certificate.valid_before_s:
         return f"it expired at {_date(certificate.valid_before_s)}"
     principals = certificate.principals
-    if not principals:  # as OpenSSH since 10.3: such a one would stand for every host that the CA may vouch for
+    if (
+        not principals
+    ):  # as OpenSSH since 10.3: such a one would stand for every host that the CA may vouch for
         return "it names no host (ssh-keygen -s with -n)"
     if not any(_wildcard(principal.lower(), host) for principal in principals):
         return f"it is for {printable(', '.join(principals))}, not for {host}"

@@ -211,7 +211,9 @@ def apply_list(
     chosen: List[str] = []
     for pattern in filter(None, patterns.split(",")):
         if pattern.strip().startswith("!"):
-            raise UsageError(f"{keyword}={printable(spec)} negates with !; write {keyword}=-NAME,... to leave names out.")
+            raise UsageError(
+                f"{keyword}={printable(spec)} negates with !; write {keyword}=-NAME,... to leave names out."
+            )
         chosen += [name for name in accepted if _matches(pattern, name) and name not in chosen]
     if operator == "+":
         return (*unasked, *(name for name in chosen if name not in unasked))

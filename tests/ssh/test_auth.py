@@ -603,14 +603,16 @@ def test_password_stdin_takes_one_line_and_asks_nobody(method: str, home: Path, 
     with Custom(tmp_path, method) as server:
         login = Login(server, home)  # type: ignore[arg-type]
         options, prompt = replace(login.options, password_stdin=True), Recorder()
-        dialer = Dialer(options, prompt, local=login.local, stdin=io.StringIO(f"{SECRET}\r\nsecond line\n"))
+        dialer = Dialer(
+            options, prompt, local=login.local, stdin=io.BytesIO(f"{SECRET}\r\nsecond line\n".encode())
+        )
         finish(dialer)
         finish(dialer)
         with pytest.raises(AuthenticationError):
-            finish(Dialer(options, prompt, local=login.local, stdin=io.StringIO("wrong\n")))
+            finish(Dialer(options, prompt, local=login.local, stdin=io.BytesIO(b"wrong\n")))
         assert server.servers[-1].seen == [method]  # a wrong one is not tried again
         with pytest.raises(AuthenticationError, match="holds no password"):
-            finish(Dialer(options, prompt, local=login.local, stdin=io.StringIO("")))
+            finish(Dialer(options, prompt, local=login.local, stdin=io.BytesIO()))
     assert prompt.questions == []
 
 

@@ -312,7 +312,9 @@ def test_certificates(
     options: List[str], arguments: Dict[str, object], fault: str, pairs: Dict[str, Path], sign: Sign
 ) -> None:
     blob = sign(*options, **arguments)
-    lines = [f"@cert-authority *.example.org {public_key(pairs[name])}" for name in ("ca", "rsa_ca", "short_ca")]
+    lines = [
+        f"@cert-authority *.example.org {public_key(pairs[name])}" for name in ("ca", "rsa_ca", "short_ca")
+    ]
     verdict = check(lines, blob)
     if not fault:
         assert verdict.trust is Trust.CERTIFIED, verdict
