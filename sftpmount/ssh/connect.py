@@ -32,6 +32,7 @@ from sftpmount.ssh.auth import Authenticator, Memory, Prompt
 from sftpmount.ssh.config import Local, Target, parse_hop, resolve
 from sftpmount.ssh.dial import dial_command, dial_tcp
 from sftpmount.ssh.hostkeys import HostName, KnownHosts, Trust
+from sftpmount.ssh.policy import lenience
 from sftpmount.ssh.transport import ChannelRefused, Connection, HardenedTransport
 from sftpmount.ssh.userauth import UserAuth
 
@@ -172,6 +173,10 @@ class Dialer:
             raise
         self._memory.host_keys[target.host, target.port] = keys.plain_key(transport.host_key_blob)
         _log.info("connected to %s port %d: %s", target.host, target.port, connection.negotiated)
+        agreed = connection.negotiated
+        said = lenience(target.policy, (agreed.kex, agreed.mac_out, agreed.mac_in))
+        if said and not self._has_connected:
+            self._prompt.notice(f"{target.host}: {said}")
         return connection
 
     def _jump(self, options: SshOptions, target: Target, hops_left: int) -> Connection:

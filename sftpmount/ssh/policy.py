@@ -343,6 +343,21 @@ def _gentler_profile(category: str, policy: Policy, theirs: Sequence[str]) -> st
     return ""
 
 
+def lenience(policy: Policy, agreed: Iterable[str]) -> str:
+    """What security=compatible takes that hardened would not, as a sentence for whoever mounts; "" under other profiles.
+    ``agreed``: the algorithms of the connection."""
+    if policy.profile != "compatible":
+        return ""
+    hardened = _profile("hardened", True)
+    extra = {*policy.kex, *policy.macs} - {*hardened.kex, *hardened.macs}
+    used = [name for name in dict.fromkeys(agreed) if name in extra]
+    uses = f", and this connection uses {' and '.join(used)}" if used else ""
+    return (
+        "security=compatible accepts MACs that are not encrypt-then-MAC, and groups and RSA keys of "
+        f"{policy.rsa_bits_min} bits{uses}; sftpmount audit says whether security=hardened would do."
+    )
+
+
 def require_rsa_bits(policy: Policy, bits: int, whose: str) -> None:
     """Raises PolicyError for an RSA key below the policy's size; ``whose`` is e.g. "The server's host key"."""
     if bits < policy.rsa_bits_min:

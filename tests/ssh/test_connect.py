@@ -417,6 +417,27 @@ def test_required_rsa_size_counts_for_host_keys(sshd: Sshd, tmp_path: Path) -> N
         connect(replace(options, ssh_options=longer), Recorder())
 
 
+def test_compatible_says_so_at_the_first_connection(tmp_path: Path) -> None:
+    weak = "MACs hmac-sha2-256\nCiphers aes256-ctr\nKexAlgorithms diffie-hellman-group14-sha256"
+    with Sshd(tmp_path, weak, hardened=False, host_key_types=("ed25519",)) as sshd:
+        prompt = Recorder()
+        dialer = Dialer(options_for(sshd, security="compatible"), prompt)
+        for _ in range(2):
+            dialer().close()
+    (notice,) = prompt.notices
+    for part in ("127.0.0.1: security=compatible accepts MACs that are not encrypt-then-MAC", "RSA keys of 2048 bits"):
+        assert part in notice
+    assert "uses diffie-hellman-group14-sha256 and hmac-sha2-256; sftpmount audit" in notice
+
+
+@pytest.mark.parametrize("security", ["hardened", "compatible"])
+def test_only_compatible_says_so_where_it_is_not_needed(security: str, sshd: Sshd) -> None:
+    prompt = Recorder()
+    connect(options_for(sshd, security=security), prompt).close()
+    assert len(prompt.notices) == (security == "compatible")
+    assert not any(" uses " in notice for notice in prompt.notices)
+
+
 # What never becomes an option or a shell word.
 
 
