@@ -109,6 +109,7 @@ def resolve(options: SshOptions, local: Local) -> Target:
     for keyword, value in options.ssh_options:
         if not keyword.isalnum() or _has_controls(value):
             raise UsageError(f"The option {keyword!r} has characters that ssh_config does not allow.")
+        _check_names(keyword, value)
     if local.ssh_program is not None:
         settings = _ask_ssh(local.ssh_program, options, options.host, is_default=False)
         defaults = _ask_ssh(local.ssh_program, options, options.host, is_default=True)
@@ -119,6 +120,17 @@ def resolve(options: SshOptions, local: Local) -> Target:
     for key in set(_LISTS) & set(said) & set(defaults):
         said[key] = [_as_change(said[key][0], defaults[key][0])]
     return _target(options, local, settings, said)
+
+
+def _check_names(keyword: str, value: str) -> None:
+    """The names in an option, before ``ssh -G`` hands them to the shell of a ``Match exec`` as %h, %k and %j."""
+    if keyword == "hostname":
+        check_host(value.replace("%h", "h").replace("%%", "%"))
+    elif keyword == "hostkeyalias" and value.lower() != "none":
+        check_host(value)
+    elif keyword == "proxyjump" and value.lower() != "none":
+        for hop in value.split(","):
+            parse_hop(hop)
 
 
 def check_host(host: str) -> None:
@@ -213,6 +225,8 @@ def _read_config(options: SshOptions, local: Local) -> Settings:
     for path in paths:
         try:
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                if options.config_file is None and path != SYSTEM_CONFIG:
+                    _refuse_what_others_may_write(file.fileno(), path)
                 # "Match all" ends the last block of one file before the next begins.
                 text += _understood(file.read(), path, local) + "\nMatch all\n"
         except FileNotFoundError:
@@ -233,10 +247,19 @@ def _read_config(options: SshOptions, local: Local) -> Settings:
     return settings
 
 
+def _refuse_what_others_may_write(descriptor: int, path: str) -> None:
+    """As ssh does with the user's own file: whoever writes to it decides what runs as this user (ProxyCommand)."""
+    status = os.fstat(descriptor)
+    if status.st_uid not in (0, os.getuid()) or status.st_mode & 0o022:
+        raise UsageError(
+            f"{path} belongs to others or may be written by them, so it is not used: correct its owner or mode."
+        )
+
+
 def _understood(text: str, path: str, local: Local) -> str:
     """Refuse what paramiko's parser gets wrong: Include it skips, and an unknown Match criterion it takes for true."""
     kept = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         words = re.split(r"[\s=]+", line.strip())
         keyword, arguments = words[0].lower(), words[1:]
         if keyword == "include":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -193,6 +194,20 @@ def test_match_by_host_and_user(evaluate: Resolve) -> None:
     assert evaluate(text).port == 1111
     assert evaluate(text, "fox").port == 22
     assert evaluate(text, "fox").host_key_alias == "everyone"
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_file_that_others_may_write_is_refused(is_own: bool, local: Local) -> None:
+    file = Path(local.home) / ".ssh" / "config"
+    file.write_text("Port 5\n")
+    without_ssh = replace(local, ssh_program=None)
+    assert resolve(SshOptions("box"), without_ssh).port == 5
+    if is_own or os.getuid() != 0:
+        file.chmod(0o620)
+    else:
+        os.chown(file, 65534, 65534)
+    with pytest.raises(UsageError, match="may be written by them"):
+        resolve(SshOptions("box"), without_ssh)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from sftpmount.errors import AuthenticationError, HostKeyError, PolicyError, Unreachable, UsageError
 from sftpmount.options import SshOptions
 from sftpmount.ssh import keys
-from sftpmount.ssh.config import Local
+from sftpmount.ssh.config import Local, resolve
 from sftpmount.ssh.connect import Dialer, connect
 from sftpmount.ssh.dial import dial_command, dial_tcp
 from sftpmount.ssh.transport import Connection
@@ -425,7 +425,10 @@ def test_compatible_says_so_at_the_first_connection(tmp_path: Path) -> None:
         for _ in range(2):
             dialer().close()
     (notice,) = prompt.notices
-    for part in ("127.0.0.1: security=compatible accepts MACs that are not encrypt-then-MAC", "RSA keys of 2048 bits"):
+    for part in (
+        "127.0.0.1: security=compatible accepts MACs that are not encrypt-then-MAC",
+        "RSA keys of 2048 bits",
+    ):
         assert part in notice
     assert "uses diffie-hellman-group14-sha256 and hmac-sha2-256; sftpmount audit" in notice
 
@@ -454,6 +457,29 @@ def test_a_host_that_is_no_host_is_a_usage_error(host: str, local: Local) -> Non
 def test_a_user_that_is_no_user_is_a_usage_error(user: str, local: Local) -> None:
     with pytest.raises(UsageError, match="not a user name"):
         Dialer(SshOptions("127.0.0.1", user=user, config_file="none"), Recorder(), local=local)()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("hostname", "$(touch${IFS}canary)"),
+        ("hostname", "%h;touch${IFS}canary"),
+        ("hostkeyalias", "`touch${IFS}canary`"),
+        ("proxyjump", "good,x|touch${IFS}canary"),
+        ("proxyjump", "$(touch${IFS}canary)@good"),
+    ],
+)
+def test_names_in_options_do_not_reach_the_shell_of_a_match_exec(
+    keyword: str, value: str, local: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "config"
+    config.write_text('Match exec "echo %h %k > evaluated"\n  Port 1\n')
+    resolve(SshOptions("box", config_file=str(config), ssh_options=((keyword, "good"),)), local)
+    assert (tmp_path / "evaluated").exists()
+    with pytest.raises(UsageError):
+        resolve(SshOptions("box", config_file=str(config), ssh_options=((keyword, value),)), local)
+    assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize(
