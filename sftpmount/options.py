@@ -344,6 +344,10 @@ def split(argv: Sequence[str], *, further: Sequence[str] = ()) -> CommandLine:
             words.append(_WORD_OF_FLAG[flag])
         elif flag not in _FLAGS_WITHOUT_EFFECT:
             flags.add(flag)
+    # mount.fuse(8) ends root's options with these two unless nosuid or nodev is among them: nobody has asked for them, and a
+    # server would have its set-user-id programs count here.
+    if words[-2:] == [("dev", None), ("suid", None)]:
+        del words[-2:]
     for name, text in words:
         if any(ord(character) < 32 or ord(character) == 127 for character in name + (text or "")):
             raise UsageError(f"option {name[:40]!r} holds a control character: write it without.")
