@@ -98,6 +98,7 @@ class Target:
     proxy_command: Optional[str]  # a shell line, tokens expanded
     address_family: int  # socket.AF_*
     bind_address: Optional[str]
+    bind_interface: Optional[str]
     tcp_keepalive: bool
 
 
@@ -368,6 +369,7 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
         proxy_command=None if command is None else expand_shell(command, tokens),
         address_family=_family(first("addressfamily")),
         bind_address=is_set("bindaddress"),
+        bind_interface=is_set("bindinterface"),
         tcp_keepalive=is_on("tcpkeepalive", True),
     )
 

@@ -270,6 +270,7 @@ def _dial(target: Target) -> socket.socket:
         target.connect_timeout_s,
         family=target.address_family,
         bind_address=target.bind_address,
+        bind_interface=target.bind_interface,
         keepalive=target.tcp_keepalive,
     )
 

@@ -255,6 +255,16 @@ def test_an_unknown_server_behind_a_known_jump_host_is_refused(two_servers: Tupl
     assert "publickey" not in target.log_text()
 
 
+def test_an_unknown_second_jump_host_is_refused(two_servers: Tuple[Sshd, Sshd]) -> None:
+    jump, target = two_servers
+    first, second = (f"ssh://{jump.user}@{host}:{jump.port}" for host in ("127.0.0.1", "localhost"))
+    options = through(jump, target, first, second, known=jump.known_hosts.read_text() + entry(target))
+    with pytest.raises(HostKeyError, match=rf"\[localhost\]:{jump.port} is unknown"):
+        connect(options, Recorder())
+    assert jump.log_text().count("Accepted publickey") == 1
+    assert "publickey" not in target.log_text()
+
+
 def test_a_jump_host_that_cannot_reach_the_server(two_servers: Tuple[Sshd, Sshd]) -> None:
     jump, target = two_servers
     target.stop()
@@ -344,6 +354,13 @@ def test_every_address_is_tried(listener: socket.socket, monkeypatch: pytest.Mon
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments: found)
     with dial_tcp("two.example", port, 5.0) as sock:
         assert sock.getpeername()[0] == "127.0.0.1"
+
+
+def test_no_other_interface_is_used_than_the_one_named(sshd: Sshd) -> None:
+    ours = options_for(sshd).ssh_options
+    connect(options_for(sshd, ssh_options=(*ours, ("bindinterface", "lo"))), Recorder()).close()
+    with pytest.raises(Unreachable, match="No such device"):
+        connect(options_for(sshd, ssh_options=(*ours, ("bindinterface", "nowhere0"))), Recorder())
 
 
 def test_a_closed_port() -> None:
