@@ -371,7 +371,10 @@ def test_a_passphrase_is_asked_for_through_askpass_and_never_logged(
 def test_a_password_is_in_no_log_process_list_or_environment(background: Command) -> None:
     """The server takes keys only, so that the password is read and kept, and the key lets us in."""
     secret = b"open\xffsesame"  # whatever the locale says of it
-    words = background.words("-d", "-o", "password_stdin,PreferredAuthentications=password\\,publickey")
+    # With core_dumps /proc/PID/environ is not for root's eyes only.
+    words = background.words(
+        "-d", "-o", "password_stdin,core_dumps,PreferredAuthentications=password\\,publickey"
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "sftpmount", background.place, str(background.path), *words],
         stdin=subprocess.PIPE,
