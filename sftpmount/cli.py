@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 # Python's default of 5 ms lets the thread that computes hold up the one that answers the kernel: at 0.5 ms a sequential
 # write is a third faster.
 SWITCH_INTERVAL_S = 0.0005
+_PR_SET_DUMPABLE = 4  # prctl(2)
 # malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
@@ -107,6 +109,7 @@ def _audit(argv: Sequence[str]) -> int:
     if line.help or line.version:
         return _run(["--help" if line.help else "--version"])
     wanted = options.understand_audit(line)
+    _keep_secrets(wanted)
     logs.configure(
         wanted.log_level, log_file=wanted.log_file, stream=sys.stderr if wanted.debug else None, syslog=""
     )
@@ -118,7 +121,7 @@ def _audit(argv: Sequence[str]) -> int:
 def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
     """Connect, mount, serve until unmounted, store what is held; returns the exit status. ``ready`` is called in between."""
     daemon.die_of_stop_signals()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold keys and passwords
+    _keep_secrets(wanted)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _tune_malloc()
     prompt = Prompt(os.environ, batch_mode=wanted.ssh.batch_mode)
@@ -136,6 +139,21 @@ def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
     for each in lost:
         log.error("not stored: %s", each)
     return 1 if lost else 0
+
+
+def _keep_secrets(wanted: MountOptions) -> None:
+    """No core of this process or of what it runs, unless asked for: it would hold keys, passwords and what is in the files.
+
+    The limit does not bind a program that the kernel pipes cores to (core(5)); that the process is not dumpable does, and
+    keeps the user's other processes from reading its memory (ptrace(2)).
+    """
+    if wanted.core_dumps:
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    except AttributeError:
+        pass  # another libc
 
 
 def _tune_malloc() -> None:
@@ -217,19 +235,20 @@ def _serve(filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], Non
         return [os.fsdecode(path) + ": interrupted" for path in filesystem.unstored()]
 
     try:
-        return daemon.supervise(
-            lambda on_ready, on_forced: fuse.serve(
-                filesystem,
-                wanted.mountpoint,
-                fuse_options=_fuse_options(wanted),
-                on_ready=on_ready,
-                on_forced=on_forced,
-            ),
-            ready=mounted,
-            unmount=lambda: mountpoint.unmount(wanted.mountpoint, mount_id),
-            store=filesystem.drain,
-            unstored=unstored,
-        )
+        with daemon.harmless_stderr() if wanted.debug else contextlib.nullcontext():
+            return daemon.supervise(
+                lambda on_ready, on_forced: fuse.serve(
+                    filesystem,
+                    wanted.mountpoint,
+                    fuse_options=_fuse_options(wanted),
+                    on_ready=on_ready,
+                    on_forced=on_forced,
+                ),
+                ready=mounted,
+                unmount=lambda: mountpoint.unmount(wanted.mountpoint, mount_id),
+                store=filesystem.drain,
+                unstored=unstored,
+            )
     except MountpointError as error:
         said = noise.end() if noise else ""
         raise MountpointError(f"{error} ({said})" if said else str(error)) from None

@@ -83,6 +83,7 @@ class MountOptions:
     debug: bool = False
     log_file: Optional[str] = None  # None: stderr in the foreground, else syslog
     log_level: str = "info"
+    core_dumps: bool = False  # a crash may leave a core, with keys and data in it
 
 
 # -- the table -----------------------------------------------------------------------------------------------
@@ -174,6 +175,12 @@ OPTIONS: Tuple[Option, ...] = (
     Option("gid", to.number(0, (1 << 32) - 2), "gid", "N"),
     Option("allow_root", to.constant(True), "allow_root"),
     Option("subtype", to.text, "subtype", "NAME"),
+    Option(
+        "core_dumps",
+        to.constant(True),
+        "core_dumps",
+        help="a crash may leave a core, with keys and data in it",
+    ),
     Option("foreground", to.constant(True), "foreground", help="also -f"),
     Option("debug", to.constant(True), "debug", help="also -d"),
     Option("no_readahead", to.constant(0), "read_ahead_bytes_max", help="read_ahead=0"),
@@ -337,6 +344,10 @@ def split(argv: Sequence[str], *, further: Sequence[str] = ()) -> CommandLine:
             words.append(_WORD_OF_FLAG[flag])
         elif flag not in _FLAGS_WITHOUT_EFFECT:
             flags.add(flag)
+    # mount.fuse(8) ends root's options with these two unless nosuid or nodev is among them: nobody has asked for them, and a
+    # server would have its set-user-id programs count here.
+    if words[-2:] == [("dev", None), ("suid", None)]:
+        del words[-2:]
     for name, text in words:
         if any(ord(character) < 32 or ord(character) == 127 for character in name + (text or "")):
             raise UsageError(f"option {name[:40]!r} holds a control character: write it without.")

@@ -42,6 +42,11 @@ def changed(*argv: str) -> Dict[str, Any]:
         ("-f", {"foreground": True}),
         ("-d", {"foreground": True, "debug": True, "log_level": "debug"}),
         ("-v", {"log_level": "debug"}),
+        ("-o core_dumps", {"core_dumps": True}),
+        # what mount(8) makes of an fstab line without, and with, a word on the matter
+        ("-o rw,noatime,dev,suid", {"fuse_options": (("noatime", ""),)}),
+        ("-o rw,nosuid,nodev", {"fuse_options": (("nosuid", ""), ("nodev", ""))}),
+        ("-o suid,dev", {"fuse_options": (("suid", ""), ("dev", ""))}),
         ("-fo ro", {"foreground": True, "ro": True}),
         ("-s -n -t fuse.sftpmount -C", {}),
         ("-r", {"ro": True}),
