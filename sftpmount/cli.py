@@ -5,14 +5,23 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import pwd
 import resource
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Union
 
-from . import __version__, daemon, logs, mountpoint, options
-from .errors import ConnectionLost, MountpointError, RemoteDirectoryError, SftpMountError, Unreachable
+from . import __version__, daemon, helper, logs, mountpoint, options
+from .errors import (
+    ConnectionLost,
+    MountpointError,
+    RemoteDirectoryError,
+    SftpMountError,
+    Unreachable,
+    UsageError,
+)
 from .logs import printable
+from .notify import Notify
 from .options import MountOptions
 from .prompt import Prompt
 
@@ -46,10 +55,18 @@ Exit status: 0 mounted, 1 unexpected, or data could not be stored, 2 usage,
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command with ``argv`` (default: the process's); returns the exit status, having said why on stderr."""
+    words = sys.argv[1:] if argv is None else argv
+    if list(words[:1]) == ["mount-helper"]:  # no place of a mount is without a colon
+        return helper.exit_status(_status_of(lambda: _help_mount(words[1:])))
+    return _status_of(lambda: _run(words))
+
+
+def _status_of(run: Callable[[], int]) -> int:
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return run()
     except SftpMountError as error:
-        print(f"sftpmount: {printable(str(error))}", file=sys.stderr)
+        priority = "<3>" if logs.is_journal(sys.stderr, os.environ) else ""
+        print(f"{priority}sftpmount: {printable(str(error))}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("sftpmount: interrupted.", file=sys.stderr)
@@ -68,17 +85,33 @@ def help_text() -> str:
 
 
 def _run(argv: Sequence[str]) -> int:
-    if list(argv[:1]) == ["audit"]:  # no place of a mount is without a colon
+    if list(argv[:1]) == ["audit"]:
         return _audit(argv[1:])
-    line = options.split(argv)
+    return _mount_line(options.split(argv))
+
+
+def _help_mount(argv: Sequence[str]) -> int:
+    call = helper.understand(argv)
+    for name in call.left_out:
+        print(f"sftpmount: option {printable(name[:40])!r} is not known, and left out.", file=sys.stderr)
+    return _mount_line(call.line, fake=call.fake)
+
+
+def _mount_line(line: options.CommandLine, *, fake: bool = False) -> int:
+    """Do what a sorted command line asks for; with ``fake`` as mount -f does, all but the mount."""
     if line.help or line.version:
         print(help_text() if line.help else f"sftpmount {__version__}", end="" if line.help else "\n")
         return 0
-    wanted = _independent_of_cwd(options.understand(line))
+    wanted = options.understand(line)
+    if wanted.setuid is not None:
+        _become(wanted.setuid)
+    wanted = _independent_of_cwd(wanted)
     hidden = mountpoint.check(wanted.mountpoint, nonempty=wanted.nonempty)
     from .fs import fuse  # late: --help needs neither libfuse nor paramiko
 
     fuse.check_available()
+    if fake:
+        return 0
     if wanted.foreground:
         daemon.leave(_mount(wanted, lambda: None))
 
@@ -100,6 +133,22 @@ def _run(argv: Sequence[str]) -> int:
             mountpoint.unmount(wanted.mountpoint, None)
         raise
     return 0
+
+
+def _become(name: str) -> None:
+    """Make this process that user's, with his groups and home directory."""
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        raise UsageError(f"option setuid: there is no user {name!r} here: name another.") from None
+    if user.pw_uid == os.geteuid():
+        return
+    if os.geteuid() != 0:
+        raise UsageError(f"option setuid={name} is for root: leave it out to mount as yourself.")
+    os.initgroups(name, user.pw_gid)
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+    os.environ.update(HOME=user.pw_dir, USER=name, LOGNAME=name)
 
 
 def _audit(argv: Sequence[str]) -> int:
@@ -127,12 +176,17 @@ def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
         terminal = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     notices = logs.configure(wanted.log_level, log_file=wanted.log_file, stream=terminal)
 
+    notify = Notify(os.environ)
+
     def usable() -> None:
         for notice in notices:  # not before: a failure is to be the only thing said
             prompt.notice(notice)
         ready()
+        notify.tell(
+            "READY=1", f"STATUS={printable(wanted.fsname)} is mounted on {printable(wanted.mountpoint)}"
+        )
 
-    lost = _connect_and_serve(wanted, prompt, usable)
+    lost = _connect_and_serve(wanted, prompt, usable, notify)
     for each in lost:
         log.error("not stored: %s", each)
     return 1 if lost else 0
@@ -153,7 +207,9 @@ def _tune_malloc() -> None:
         pass  # another libc
 
 
-def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[], None]) -> List[str]:
+def _connect_and_serve(
+    wanted: MountOptions, prompt: Prompt, ready: Callable[[], None], notify: Notify
+) -> List[str]:
     """Wire the parts and run them; returns what could not be stored ("path: reason")."""
     from .fs.filesystem import Filesystem
     from .sftp.remote import Remote
@@ -186,7 +242,12 @@ def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[],
         # The log says so, too, but in the background nobody sees it.
         if not wanted.foreground and not filesystem.describe()["fsync"]:
             prompt.notice(_NO_FSYNC)
-        return _serve(filesystem, wanted, ready)
+
+        def drain() -> List[str]:
+            with notify.draining(lambda: (len(filesystem.unstored()), remote.connected)):
+                return filesystem.drain()
+
+        return _serve(filesystem, wanted, ready, drain)
     except ChannelRefused as error:
         place = wanted.ssh.host
         raise RemoteDirectoryError(f"{place} offers no SFTP ({error}): enable the subsystem there.") from None
@@ -197,8 +258,10 @@ def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[],
         remote.close()
 
 
-def _serve(filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], None]) -> List[str]:
-    """Mount ``filesystem`` until it is unmounted or a signal comes; returns what could not be stored."""
+def _serve(
+    filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], None], drain: Callable[[], List[str]]
+) -> List[str]:
+    """Mount ``filesystem`` until it is unmounted or a signal comes, then ``drain``; returns what could not be stored."""
     from .fs import fuse
 
     mount_id: Optional[int] = None
@@ -227,7 +290,7 @@ def _serve(filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], Non
             ),
             ready=mounted,
             unmount=lambda: mountpoint.unmount(wanted.mountpoint, mount_id),
-            store=filesystem.drain,
+            store=drain,
             unstored=unstored,
         )
     except MountpointError as error:

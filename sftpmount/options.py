@@ -75,6 +75,7 @@ class MountOptions:
     allow_root: bool = False
     default_permissions: bool = False
     ro: bool = False
+    setuid: Optional[str] = None  # the user that the process is to be; None: who started it
     nonempty: bool = False
     fsname: str = ""  # as `mount` and `df` show it
     subtype: str = "sftpmount"
@@ -147,6 +148,7 @@ GROUPS: Tuple[Tuple[str, Tuple[Option, ...]], ...] = (
         Option("fsname", to.text, "fsname", "NAME", "the name that mount and df show"),
     )),
     ("The process", (
+        Option("setuid", to.user, "setuid", "USER", "run as this user, if root starts it"),
         Option("log_file", to.text, "log_file", "FILE", "in place of syslog"),
         Option("log_level", to.choice("error", "warning", "info", "debug"), "log_level", "LEVEL",
                "error, warning, info (default) or debug"),
@@ -275,8 +277,11 @@ OPTIONS: Tuple[Option, ...] = (
         to.ignored,
         "for mount(8) and systemd",
         "defaults auto noauto user users nouser owner group _netdev nofail relatime norelatime strictatime "
-        "nostrictatime lazytime nolazytime diratime nodiratime comment silent loud",
+        "nostrictatime lazytime nolazytime diratime nodiratime comment silent loud mand nomand iversion noiversion "
+        "symfollow helper uhelper",
     ),
+    *_refused("libfuse does not know it; write contain_symlinks instead", "nosymfollow"),
+    *_refused("libfuse 2 does not know it; write setuid=USER instead", "drop_privileges"),
     *_refused("a mount cannot change its options; unmount it and mount it again", "remount"),
 )
 
@@ -419,6 +424,15 @@ def _settle(values: Dict[str, Any], user: Optional[str], port: Optional[int]) ->
         values["dir_cache_timeout_s"] = 0.0
     if values.get("debug"):
         values.update(foreground=True, log_level="debug")
+
+
+def is_known(name: str) -> bool:
+    """Whether ``name`` is a word of -o, taken or refused."""
+    try:
+        _find(name)
+    except UsageError:
+        return False
+    return True
 
 
 def _find(name: str) -> Optional[Option]:

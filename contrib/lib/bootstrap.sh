@@ -35,6 +35,7 @@ package_for() {
         proftpd) echo proftpd-core ;;
         mod_sftp.so) echo proftpd-mod-crypto ;;
         unshare) echo util-linux ;;
+        systemd-analyze) echo systemd ;;
         borg) echo borgbackup ;;
         *) echo "$1" ;;
     esac
