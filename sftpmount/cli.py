@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Union
 
-from . import __version__, daemon, helper, logs, mountpoint, options
+from . import daemon, helper, logs, mountpoint, options, usage
 from .errors import (
     ConnectionLost,
     MountpointError,
@@ -38,20 +38,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 _NO_FSYNC = "this server has no fsync@openssh.com: what it has received may be lost if it crashes."
 
-_HELP_BEGINS = r"""usage: sftpmount [user@]host:[dir] mountpoint [options]
-       sftpmount sftp://[user@]host[:port][/dir] mountpoint [options]
-       sftpmount audit [user@]host[:dir] [options] [--json]   would it be fit?
-  -o NAME[=VALUE],...  the options below; a comma within a value is written \,
-  -p PORT, -F FILE     Port=PORT, ssh_config=FILE
-  -f, -d               stay in the foreground; and log everything to stderr
-  -h, -V               this text; the version
-"""
-_HELP_ENDS = """Other options of sshfs, ssh_config and mount(8) are taken where they make sense.
-Exit status: 0 mounted, 1 unexpected, or data could not be stored, 2 usage,
-  3 mountpoint, 4 FUSE, 5 unreachable, 6 host key, 7 algorithms, 8 login,
-  9 remote directory, 130 interrupted. To unmount: fusermount3 -u mountpoint
-"""
-
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command with ``argv`` (default: the process's); returns the exit status, having said why on stderr."""
@@ -73,17 +59,6 @@ def _status_of(run: Callable[[], int]) -> int:
         return daemon.INTERRUPTED
 
 
-def help_text() -> str:
-    """What --help prints: at most 80 columns, and no more lines than a screen has."""
-    lines = []
-    for title, group in options.GROUPS:
-        lines.append(f"{title}:")
-        for option in group:
-            name = f"{option.name}={option.value}" if option.value else option.name
-            lines.append(f"  {name:<30} {option.help}")
-    return _HELP_BEGINS + "\n".join(lines) + "\n" + _HELP_ENDS
-
-
 def _run(argv: Sequence[str]) -> int:
     if list(argv[:1]) == ["audit"]:
         return _audit(argv[1:])
@@ -99,8 +74,9 @@ def _help_mount(argv: Sequence[str]) -> int:
 
 def _mount_line(line: options.CommandLine, *, fake: bool = False) -> int:
     """Do what a sorted command line asks for; with ``fake`` as mount -f does, all but the mount."""
-    if line.help or line.version:
-        print(help_text() if line.help else f"sftpmount {__version__}", end="" if line.help else "\n")
+    text = usage.answer(line)
+    if text:
+        sys.stdout.write(text)
         return 0
     wanted = options.understand(line)
     if wanted.setuid is not None:
@@ -153,8 +129,10 @@ def _become(name: str) -> None:
 
 def _audit(argv: Sequence[str]) -> int:
     line = options.split(argv, further=["json"])
-    if line.help or line.version:
-        return _run(["--help" if line.help else "--version"])
+    text = usage.answer(line)
+    if text:
+        sys.stdout.write(text)
+        return 0
     wanted = options.understand_audit(line)
     logs.configure(
         wanted.log_level, log_file=wanted.log_file, stream=sys.stderr if wanted.debug else None, syslog=""
