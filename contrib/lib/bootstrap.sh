@@ -133,7 +133,7 @@ make_venv() {
     fi
     # From a copy: a build leaves files in its source tree, which may not be ours.
     copy=$(mktemp -d) || fail "cannot make a temporary directory."
-    cp -R "$root/sftpmount" "$root/setup.cfg" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$copy/"
+    cp -R "$root/sftpmount" "$root/contrib" "$root/setup.cfg" "$root/pyproject.toml" "$root"/*.md "$root/LICENSE" "$copy/"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade "pip>=23" &&
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade "${copy}[$1]"
     local status=$?
