@@ -28,11 +28,11 @@ _SETUP = """
 awk '/ - fuse[.]/ {{ print $5 }}' /proc/self/mountinfo | while read -r copy; do umount -l -i "$copy"; done
 set -e
 mount -t tmpfs -o mode=0755 tmpfs {stage}
-mkdir {stage}/upper {stage}/work
+mkdir -p {stage}/upper/ssh {stage}/work
+touch {stage}/upper/fstab {stage}/upper/ssh/ssh_config {stage}/upper/ssh/known
 mount -t overlay -o lowerdir={root}/sbin:/usr/sbin overlay /usr/sbin
 mount -t overlay -o lowerdir={root}/usr/local:/usr/local overlay /usr/local
 mount -t overlay -o lowerdir=/etc,upperdir={stage}/upper,workdir={stage}/work overlay /etc
-: >/etc/fstab
 {for_others}
 echo ready
 exec cat
@@ -130,7 +130,7 @@ class Scratch:
         self.write("/etc/fstab", "".join(line + "\n" for line in lines))
 
     def write(self, path: str, text: str) -> None:
-        """Let the file ``path`` below /etc hold ``text``."""
+        """Let ``path``, a file below /etc that the namespace has a copy of, hold ``text``."""
         self._inside(path).write_text(text)
 
     def findmnt(self, path: Path) -> Dict[str, str]:

@@ -28,7 +28,8 @@ class Line:
 
     def __init__(self, sshd: Sshd, served: Path, scratch: Scratch) -> None:
         self.place = f"{sshd.user}@{HOST}:{served}"
-        self.options = f"IdentityFile={sshd.user_key}"
+        # In a user namespace only files of its root may be changed.
+        self.options = f"idmap=user,IdentityFile={sshd.user_key}"
         self._mnt = scratch.mnt
 
     def __call__(self, more: str = "", kind: str = "fuse.sftpmount") -> str:

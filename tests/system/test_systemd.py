@@ -75,7 +75,7 @@ def test_the_service_is_ordered_after_the_network_and_so_stopped_before_it() -> 
 
 def test_the_rights_of_the_service_are_enough(scratch: Scratch, sshd: Sshd, served: Path) -> None:
     """The command line and the capabilities of the unit, as systemd would give them."""
-    options = f"IdentityFile={sshd.user_key}"
+    options = f"idmap=user,IdentityFile={sshd.user_key}"
     filled = {"${OPTIONS}": options, "${PLACE}": f"{sshd.user}@{HOST}:{served}", "%f": str(scratch.mnt)}
     command = [filled.get(word, word) for word in shlex.split(values_of(SERVICE, "ExecStart")[0])]
     bounded = ",".join(
@@ -121,7 +121,9 @@ def test_a_backup_is_refused_unless_the_mount_is_healthy(scratch: Scratch, sshd:
     (scratch.mnt / marker).unlink()
     place = f"{sshd.user}@{HOST}:{served}"
     assert (
-        scratch.run("sftpmount", place, str(scratch.mnt), "-o", f"IdentityFile={sshd.user_key}").returncode
+        scratch.run(
+            "sftpmount", place, str(scratch.mnt), "-o", f"idmap=user,IdentityFile={sshd.user_key}"
+        ).returncode
         == 0
     )
     assert not passes()
