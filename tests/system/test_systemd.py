@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List
+from typing import Callable, Dict, Iterator, List, Set
 
 import pytest
 
@@ -97,6 +98,43 @@ def test_the_rights_of_the_service_are_enough(scratch: Scratch, sshd: Sshd, serv
         assert (process.returncode, is_running(pid)) == (0, False), said
     assert (served / "copy").read_text() == "from the server"
     assert scratch.findmnt(scratch.mnt) == {}
+
+
+@pytest.mark.long
+def test_the_filters_of_the_service_let_through_what_a_mount_needs(
+    scratch: Scratch, sshd: Sshd, served: Path, tmp_path: Path
+) -> None:
+    """System calls and address families of a mount that is used and ended, against the unit's."""
+    place, trace = f"{sshd.user}@{HOST}:{served}", tmp_path / "trace"
+    traced = [program("strace", "strace"), "-f", "-o", str(trace), "sftpmount", "-f", place, str(scratch.mnt)]
+    process = subprocess.Popen(scratch.entering(*traced, "-o", f"idmap=user,IdentityFile={sshd.user_key}"))
+    wait_until(lambda: bool(scratch.findmnt(scratch.mnt)) or process.poll() is not None, WAIT_S, "the mount")
+    used = f"cd {scratch.mnt} && mkdir d && cp hello d && sync d/hello && mv d/hello d/h && ls -lR . && df . && rm -r d"
+    done = scratch.run("sh", "-c", used)
+    assert done.returncode == 0, words_of(done)
+    for pid in scratch.mount_pids():
+        os.kill(pid, signal.SIGTERM)
+    assert process.wait(WAIT_S) == 0
+    calls = re.findall(r"^\d+ +(\w+)\(", trace.read_text(), re.MULTILINE)
+    assert (
+        len(set(calls)) > 40
+        and set(calls) - allowed_calls(*values_of(SERVICE, "SystemCallFilter")[0].split()) == set()
+    )
+    families = set(re.findall(r"\bsocket\((AF_\w+)", trace.read_text()))
+    assert families <= set(values_of(SERVICE, "RestrictAddressFamilies")[0].split())
+    assert not re.search(r"\b(unshare|setns)\(|CLONE_NEW", trace.read_text())  # RestrictNamespaces=
+
+
+def allowed_calls(*groups: str) -> Set[str]:
+    """The system calls of systemd's groups, and of those in them."""
+    allowed: Set[str] = set()
+    for group in groups:
+        words = ["systemd-analyze", "syscall-filter", group]
+        shown = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+        names = [line.strip() for line in shown.splitlines()[1:] if not line.strip().startswith("#")]
+        allowed |= {name for name in names if name and not name.startswith("@")}
+        allowed |= allowed_calls(*(name for name in names if name.startswith("@")))
+    return allowed
 
 
 def test_a_backup_is_refused_unless_the_mount_is_healthy(scratch: Scratch, sshd: Sshd, served: Path) -> None:
