@@ -159,8 +159,10 @@ class UsersRcloneMount(RcloneMount):
             "user": said["user"][0],
         }
         for name, key in (("key-file", "identityfile"), ("known-hosts-file", "userknownhostsfile")):
-            there = [path for path in map(os.path.expanduser, said.get(key, [])) if os.path.exists(path)]
-            settings.update({name: path for path in there[:1]})
+            paths = map(os.path.expanduser, said.get(key, []))
+            found = next(filter(os.path.exists, paths), None)
+            if found is not None:
+                settings[name] = found
         return self.rclone(directory, settings)
 
 

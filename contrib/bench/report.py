@@ -46,8 +46,11 @@ def summary(rounds: Rounds, sizes: Sizes, line: Optional[Line]) -> List[Dict[str
             sentences = [result.sentence for result in results if isinstance(result, Failure)]
             entries.append(
                 {
-                    **{"workload": case.workload, "scale": case.scale, "peer": peer},
-                    **{"failed": len(sentences), "error": sentences[0] if sentences else None},
+                    "workload": case.workload,
+                    "scale": case.scale,
+                    "peer": peer,
+                    "failed": len(sentences),
+                    "error": sentences[0] if sentences else None,
                     **_times(results, peers.get(OURS, [])),
                     **_relations(case, results, sizes.times(case.scale), line),
                 }
@@ -121,9 +124,9 @@ def plot(entries: List[Dict[str, Any]], title: str) -> str:
         drawn.append(f'<circle cx="{x(row["ratio"])}" cy="{y}" r="4" fill="{colour}"/>')
         drawn.append(f'<text x="{left + width + 12}" y="{y + 4}">{row["ratio"]:.2f}</text>')
     size = f'width="{left + width + 70}" height="{bottom + 28}"'
-    style = 'font-family="sans-serif" font-size="12"'
-    body = "\n".join(drawn)
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">'
+    paper = '<rect width="100%" height="100%" fill="white"/>'
+    return "\n".join([head, paper, *drawn, "</svg>", ""])
 
 
 def _times(results: List[Result], ours: List[Result]) -> Dict[str, Any]:
@@ -158,7 +161,9 @@ def _relations(case: Case, results: List[Result], sizes: Sizes, line: Optional[L
     peaks = [each.peak_bytes for each in figures if each.peak_bytes is not None]
     return {
         "mib_per_s": round(payload_bytes / 2**20 / median_s, 1) if payload_bytes else None,
-        "of_line": round(median_s * rate_bps / (8 * payload_bytes), 3) if payload_bytes and rate_bps else None,
+        "of_line": round(median_s * rate_bps / (8 * payload_bytes), 3)
+        if payload_bytes and rate_bps
+        else None,
         "round_trips": round(median_s / operations / rtt_ms * 1000, 3) if operations and rtt_ms else None,
         "cpu_s": round(statistics.median(cpu_s), 2) if cpu_s else None,
         "peak_mib": round(max(peaks) / 2**20, 1) if peaks else None,

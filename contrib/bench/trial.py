@@ -22,9 +22,9 @@ from bench.verdicts import Outcome, outcome
 from mount.disks import SmallDisk
 from mount.helpers import noise
 from support.mount import Mount, SshfsMount
-from support.process import program, wait_until
+from support.process import wait_until
 from support.relay import Relay
-from support.sshd import Server, Sshd
+from support.sshd import Sshd
 
 LIMIT_S = 60.0  # for a program or an unmount to end; each peer's own limits are below it
 GRACE_S = 45.0  # rclone waits 5 s before its first try, 10 s before the second, 20 s before the third

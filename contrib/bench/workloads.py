@@ -51,7 +51,9 @@ def random_reads(run: Run) -> None:
     data = Data(run.sizes.bulk_bytes, MIB)
     source = run.source("bulk", data.write)
     rng = random.Random(1)
-    places = [rng.randrange(run.sizes.bulk_bytes // _READ_BYTES) * _READ_BYTES for _ in range(run.sizes.reads)]
+    places = [
+        rng.randrange(run.sizes.bulk_bytes // _READ_BYTES) * _READ_BYTES for _ in range(run.sizes.reads)
+    ]
     with run.reading(source) as path:
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -246,7 +248,9 @@ def _restic_backup(scratch: Path, source: Path, repository: str, *options: str) 
 def _restic_check(run: Run, scratch: Path, source: Path) -> None:
     with run.written() as path:
         environment = _restic_environment(scratch, str(path / "repository"))
-        program("restic", "restore", "latest", "--no-cache", "--target", scratch / "restored", env=environment)
+        program(
+            "restic", "restore", "latest", "--no-cache", "--target", scratch / "restored", env=environment
+        )
     same(source, scratch / "restored")
 
 
@@ -295,7 +299,9 @@ def _same_lines(told: str, expected: str, size: int) -> None:
 
     def essence(text: str) -> List[List[str]]:
         lines = [line.split() for line in text.splitlines() if not line.startswith("total")]
-        return sorted([line[-1], "" if any(word.startswith("d") for word in line[:3]) else line[size]] for line in lines)
+        return sorted(
+            [line[-1], "" if any(word.startswith("d") for word in line[:3]) else line[size]] for line in lines
+        )
 
     if essence(told) != essence(expected):
         raise WrongBytes("the listing differs from the server's")
