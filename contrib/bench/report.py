@@ -79,20 +79,24 @@ def table(entries: List[Dict[str, Any]]) -> str:
 
 
 def growth(entries: List[Dict[str, Any]]) -> str:
-    """For each workload and peer the time at each size over that at the smallest, beside the size itself: equal numbers are
-    a straight line through the origin, and what each mount costs at its start makes the times grow less."""
-    times: Dict[Tuple[str, str], Dict[float, float]] = {}
-    for entry in entries:
+    """For each workload and peer, at each size: how many times as long as at the smallest it took, and the peak memory.
+
+    Equal factors of size and time are a straight line; what a mount costs at its start and end makes the time grow less.
+    """
+    by_size: Dict[Tuple[str, str], List[Dict[str, Any]]] = {}
+    for entry in sorted(entries, key=lambda entry: float(entry["scale"])):
         if entry["median_s"] is not None:
-            times.setdefault((entry["workload"], entry["peer"]), {})[entry["scale"]] = entry["median_s"]
-    lines = ["Growth: time relative to that of the smallest size"]
-    for (workload, peer), by_scale in times.items():
-        smallest = min(by_scale)
-        grown = "   ".join(
-            f"{scale / smallest:g} times: {seconds / by_scale[smallest]:.2f}"
-            for scale, seconds in sorted(by_scale.items())
-        )
-        lines.append(f"{workload:15} {peer:11} {grown}")
+            by_size.setdefault((entry["workload"], entry["peer"]), []).append(entry)
+    lines = ["growth: size, time (both in multiples of the smallest), peak MiB"]
+    for (workload, peer), measured in by_size.items():
+        smallest = measured[0]
+        row = f"{workload:15} {peer:11}"
+        for entry in measured:
+            times = entry["median_s"] / smallest["median_s"]
+            row += (
+                f" {entry['scale'] / smallest['scale']:6g} x: {times:7.2f} {_cell(entry['peak_mib'], '5.0f')}"
+            )
+        lines.append(row.rstrip())
     return "\n".join(lines)
 
 

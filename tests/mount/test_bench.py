@@ -87,7 +87,7 @@ def test_medians_ratios_line_and_round_trips() -> None:
     assert (larger["of_line"], lost["median_s"], lost["failed"]) == (1.0, None, 1)
     assert looks["round_trips"] == 2.0
     assert "write x4        sshfs       lost" in table(entries)
-    assert "4 times: 4.00" in growth(entries)
+    assert "     4 x:    4.00     1" in growth(entries)
 
 
 @pytest.mark.parametrize("change", ["shorter", "longer", "other", "missing", "more"])
