@@ -23,7 +23,7 @@ _SHARED = "to-read"
 
 
 class Sizes(NamedTuple):
-    """How much each workload moves, as in the table of the README."""
+    """How much each workload moves, and of how many things."""
 
     bulk_bytes: int
     small_writes_bytes: int = 64 * 2**20
