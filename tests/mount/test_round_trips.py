@@ -140,7 +140,7 @@ def remove_ten(path: Path) -> None:
 class Sequence(NamedTuple):
     """``least`` round trips are what the promises demand (exclusive creation, rename and removal by the server, storing at
     close, no invented answers), ``most`` what we allow ourselves; in a directory that this mount has ``made``, has
-    ``listed``, or of which all is ``unknown``."""
+    ``listed``, of which all it holds is ``unknown``, or that itself is ``unseen``."""
 
     run: Callable[[Path], object]
     directory: str
@@ -167,6 +167,7 @@ SEQUENCES = {
     "read an unknown file": Sequence(lambda path: read(path / "file-3"), "unknown", 1, 3),
     "read ten in turn": Sequence(read_ten, "unknown", 3, 23),
     "list": Sequence(os.listdir, "unknown", 2, 3),
+    "list at the first look": Sequence(os.listdir, "unseen", 2, 4),
     "mkdir": Sequence(lambda path: os.mkdir(path / "new"), "made", 1, 2),
     "remove ten": Sequence(remove_ten, "unknown", 13, 14),
 }
@@ -193,6 +194,7 @@ def prepare(path: Path, served: Path, directory: str) -> None:
     for count in range(10):
         (served / f"file-{count}").write_bytes(DATA)
         os.utime(served / f"file-{count}", (OLD, OLD))
-    path.lstat()
+    if directory != "unseen":
+        path.lstat()
     if directory == "listed":
         os.listdir(path)
