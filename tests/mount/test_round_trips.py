@@ -131,6 +131,13 @@ def stat_ten(path: Path) -> None:
         os.lstat(path / f"file-{count}")
 
 
+def stat_ten_absent(path: Path) -> None:
+    """As for each new file in a directory whose lease has run out."""
+    for count in range(10):
+        with refused(errno.ENOENT):
+            os.lstat(path / f"absent-{count}")
+
+
 def remove_ten(path: Path) -> None:
     for name in sorted(os.listdir(path)):
         os.unlink(path / name)
@@ -163,6 +170,7 @@ SEQUENCES = {
     "stat an unknown name": Sequence(lambda path: os.lstat(path / "file-3"), "unknown", 1, 1),
     "stat an unknown absent name": Sequence(stat_absent, "unknown", 1, 1),
     "stat ten unknown names": Sequence(stat_ten, "unknown", 1, 10),
+    "stat ten unknown absent names": Sequence(stat_ten_absent, "unknown", 1, 10),
     "read a known file": Sequence(lambda path: read(path / "file-3"), "listed", 1, 2),
     "read an unknown file": Sequence(lambda path: read(path / "file-3"), "unknown", 1, 3),
     "read ten in turn": Sequence(read_ten, "unknown", 3, 23),
