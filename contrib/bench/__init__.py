@@ -1,1 +1,1 @@
-"""sftpmount beside other mounts of the same server: `throughput` measures how fast, `faults` what they do when something fails."""
+"""sftpmount beside other mounts of the same server: `speed` measures how fast, `faults` what they do when something fails."""
