@@ -153,7 +153,11 @@ class Dialer:
                 sock = _dial(target)
             known = known_hosts(target)
             transport = HardenedTransport(
-                sock, target.policy, host_key_algorithms=wanted_host_keys(target, known, pinned)
+                sock,
+                target.policy,
+                host_key_algorithms=wanted_host_keys(target, known, pinned),
+                rekey_bytes_max=target.rekey_bytes_max,
+                rekey_interval_s=target.rekey_interval_s,
             )
             with _naming(target):
                 transport.handshake(target.connect_timeout_s)
