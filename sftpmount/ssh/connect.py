@@ -164,6 +164,11 @@ class Dialer:
             self._verify(target, transport.host_key_blob, known, pinned)
             with _naming(target):
                 self._authenticate(options, target, transport, password)
+            if transport.concessions and not self._has_connected:
+                self._prompt.notice(
+                    f"{target.host} port {target.port}: security=compatible lets it use "
+                    f"{' and '.join(transport.concessions)}, which the default refuses; sftpmount audit says what to change."
+                )
             connection = Connection(transport, via)
         except BaseException:
             if transport is not None:

@@ -45,6 +45,7 @@ from sftpmount.ssh.policy import (
     Policy,
     ServerOffer,
     agree,
+    concessions,
     is_aead,
     printable,
     require_rsa_bits,
@@ -246,6 +247,13 @@ class HardenedTransport(paramiko.Transport):
             strict_kex=offer.strict_kex,
             server_version=printable(self.remote_version),
         )
+
+    @property
+    def concessions(self) -> Tuple[str, ...]:
+        """What of the (first) key exchange security=hardened would have refused, in words; handshake() must have returned."""
+        assert self._agreement is not None
+        bits = self.host_key.get_bits() if isinstance(self.host_key, paramiko.RSAKey) else None
+        return concessions(self._agreement, bits)
 
     def request_rekey(self) -> None:
         """Exchange keys now, in the background."""

@@ -342,6 +342,16 @@ def require_rsa_bits(policy: Policy, bits: int, whose: str) -> None:
         )
 
 
+def concessions(agreement: Agreement, rsa_bits: Optional[int]) -> Tuple[str, ...]:
+    """What of this security=hardened would have refused, in words; ``rsa_bits``: of the host key, None where it is not RSA."""
+    hardened = _profile("hardened", True)
+    names = [agreement.kex] if agreement.kex not in hardened.kex else []
+    names += [mac for mac in (agreement.mac_out, agreement.mac_in) if mac and mac not in hardened.macs]
+    if rsa_bits is not None and rsa_bits < hardened.rsa_bits_min:
+        names.append(f"an RSA host key of {rsa_bits} bits")
+    return tuple(dict.fromkeys(names))
+
+
 def require_gex_bits(policy: Policy, bits: int, offered: Sequence[str] = ()) -> None:
     """Raises PolicyError for a Diffie-Hellman group outside what group exchange may agree; ``offered``: the server's kex."""
     if not policy.gex_bits_min <= bits <= 8192:
