@@ -24,6 +24,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import paramiko
 
+from sftpmount import option_values as to
 from sftpmount.errors import UsageError
 from sftpmount.options import SshOptions
 from sftpmount.ssh import keys
@@ -100,6 +101,8 @@ class Target:
     bind_address: Optional[str]
     bind_interface: Optional[str]
     tcp_keepalive: bool
+    rekey_bytes_max: Optional[int]  # None: what suits the cipher
+    rekey_interval_s: Optional[float]  # None: as the transport has it
 
 
 def resolve(options: SshOptions, local: Local) -> Target:
@@ -342,6 +345,7 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
         timeout_s = min(timeout_s, float(timeout))
     agent = first("identityagent")
     identities = (*options.identity_files, *said.get("identityfile", []))  # perhaps only "none"
+    rekey_bytes_max, rekey_interval_s = _rekey_limit(first("rekeylimit") or "default none")
     return Target(
         alias=options.host,
         host=host,
@@ -371,6 +375,8 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
         bind_address=is_set("bindaddress"),
         bind_interface=is_set("bindinterface"),
         tcp_keepalive=is_on("tcpkeepalive", True),
+        rekey_bytes_max=rekey_bytes_max,
+        rekey_interval_s=rekey_interval_s,
     )
 
 
@@ -384,6 +390,16 @@ def _count(keyword: str, text: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", text):
         raise UsageError(f"{keyword} {text!r} is not a whole number.")
     return int(text)
+
+
+def _rekey_limit(value: str) -> Tuple[Optional[int], Optional[float]]:
+    """ssh_config(5), RekeyLimit: bytes and seconds, each None where it is not said ("default", "none", or 0 from ssh -G)."""
+    words = value.split()
+    if not 1 <= len(words) <= 2:
+        raise UsageError(f"RekeyLimit {value!r} is not a size, and a time perhaps.")
+    amount, time = (*words, "none")[:2]
+    bytes_max = None if amount.lower() == "default" else to.size(0)("RekeyLimit", amount)
+    return bytes_max or None, to.seconds(0, none=None)("RekeyLimit", time) or None
 
 
 def _family(value: Optional[str]) -> int:

@@ -155,7 +155,11 @@ class Dialer:
                 sock = _dial(target)
             known = known_hosts(target)
             transport = HardenedTransport(
-                sock, target.policy, host_key_algorithms=wanted_host_keys(target, known, pinned)
+                sock,
+                target.policy,
+                host_key_algorithms=wanted_host_keys(target, known, pinned),
+                rekey_bytes_max=target.rekey_bytes_max,
+                rekey_interval_s=target.rekey_interval_s,
             )
             with _naming(target):
                 transport.handshake(target.connect_timeout_s)
@@ -173,8 +177,7 @@ class Dialer:
             raise
         self._memory.host_keys[target.host, target.port] = keys.plain_key(transport.host_key_blob)
         _log.info("connected to %s port %d: %s", target.host, target.port, connection.negotiated)
-        agreed = connection.negotiated
-        said = lenience(target.policy, (agreed.kex, agreed.mac_out, agreed.mac_in))
+        said = lenience(target.policy, transport.concessions)
         if said and not self._has_connected:
             self._prompt.notice(f"{target.host}: {said}")
         return connection

@@ -343,14 +343,11 @@ def _gentler_profile(category: str, policy: Policy, theirs: Sequence[str]) -> st
     return ""
 
 
-def lenience(policy: Policy, agreed: Iterable[str]) -> str:
+def lenience(policy: Policy, used: Sequence[str]) -> str:
     """What security=compatible takes that hardened would not, as a sentence for whoever mounts; "" under other profiles.
-    ``agreed``: the algorithms of the connection."""
+    ``used``: what of it this connection uses, see ``concessions``."""
     if policy.profile != "compatible":
         return ""
-    hardened = _profile("hardened", True)
-    extra = {*policy.kex, *policy.macs} - {*hardened.kex, *hardened.macs}
-    used = [name for name in dict.fromkeys(agreed) if name in extra]
     uses = f", and this connection uses {' and '.join(used)}" if used else ""
     return (
         "security=compatible accepts MACs that are not encrypt-then-MAC, and groups and RSA keys of "
@@ -368,6 +365,16 @@ def require_rsa_bits(policy: Policy, bits: int, whose: str) -> None:
             "use an ed25519 key, or make a larger one with ssh-keygen -t rsa -b 4096.",
             (_HOST_KEY_LINE,),
         )
+
+
+def concessions(agreement: Agreement, rsa_bits: Optional[int]) -> Tuple[str, ...]:
+    """What of this security=hardened would have refused, in words; ``rsa_bits``: of the host key, None where it is not RSA."""
+    hardened = _profile("hardened", True)
+    names = [agreement.kex] if agreement.kex not in hardened.kex else []
+    names += [mac for mac in (agreement.mac_out, agreement.mac_in) if mac and mac not in hardened.macs]
+    if rsa_bits is not None and rsa_bits < hardened.rsa_bits_min:
+        names.append(f"an RSA host key of {rsa_bits} bits")
+    return tuple(dict.fromkeys(names))
 
 
 def require_gex_bits(policy: Policy, bits: int, offered: Sequence[str] = ()) -> None:

@@ -257,6 +257,31 @@ def test_the_users_own_file_is_read_without_ssh(local: Local) -> None:
     assert resolve(SshOptions("box", config_file="none"), replace(local, ssh_program=None)).port == 22
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", (None, None)),
+        ("RekeyLimit default none", (None, None)),
+        ("RekeyLimit 64M", (64 * 2**20, None)),
+        ("RekeyLimit 1000000 none", (1_000_000, None)),
+        ("RekeyLimit 2G 1m30s", (2 * 2**30, 90.0)),
+        ("RekeyLimit default 1h", (None, 3600.0)),
+    ],
+)
+def test_rekey_limit(evaluate: Resolve, line: str, expected: object) -> None:
+    target = evaluate(line + "\n")
+    assert (target.rekey_bytes_max, target.rekey_interval_s) == expected
+    # The command line says it in the same words, and wins.
+    target = evaluate("RekeyLimit 1K 1\n", ssh_options=(("rekeylimit", "3K 2"),))
+    assert (target.rekey_bytes_max, target.rekey_interval_s) == (3072, 2.0)
+
+
+@pytest.mark.parametrize("value", ["much", "64MM", "-1", "1M soon", "1M 1s 1s", '"1M'])
+def test_what_is_no_rekey_limit_is_a_usage_error(evaluate: Resolve, value: str) -> None:
+    with pytest.raises(UsageError):
+        evaluate(f"RekeyLimit {value}\n")
+
+
 HOPS: Dict[str, object] = {
     "box": (None, "box", None),
     "me@box": ("me", "box", None),

@@ -93,6 +93,22 @@ def test_a_known_host_is_connected_to(sshd: Sshd) -> None:
     assert (prompt.questions, prompt.notices) == ([], [])
 
 
+def test_what_only_compatible_accepts_is_said_once(tmp_path: Path) -> None:
+    config = "KexAlgorithms diffie-hellman-group14-sha256\nCiphers aes256-ctr\nMACs hmac-sha2-256\n"
+    prompt = Recorder()
+    with Sshd(tmp_path, config, hardened=False, host_key_types=("rsa-2048",)) as sshd:
+        dialer = Dialer(options_for(sshd, security="compatible"), prompt)
+        assert works(dialer()) and works(dialer())
+    (said,) = prompt.notices
+    assert "diffie-hellman-group14-sha256 and hmac-sha2-256 and an RSA host key of 2048 bits" in said
+
+
+def test_nothing_is_said_of_a_server_that_the_default_accepts(sshd: Sshd) -> None:
+    prompt = Recorder()
+    assert works(connect(options_for(sshd, security="compatible"), prompt))
+    assert prompt.notices == []
+
+
 @pytest.mark.parametrize("kind", ["ed25519", "rsa"])
 def test_the_known_key_type_is_asked_for(kind: str, sshd: Sshd, tmp_path: Path) -> None:
     known_hosts = tmp_path / "known_hosts"
