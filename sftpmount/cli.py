@@ -6,11 +6,14 @@ import ctypes
 import logging
 import os
 import resource
+import signal
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Union
 
 from . import __version__, daemon, logs, mountpoint, options
+from .control import commands, directory
+from .control.panel import Panel
 from .errors import ConnectionLost, MountpointError, RemoteDirectoryError, SftpMountError, Unreachable
 from .logs import printable
 from .options import MountOptions
@@ -36,6 +39,8 @@ _HELP_BEGINS = r"""usage: sftpmount [user@]host:[dir] mountpoint [options]
   -p PORT, -F FILE     Port=PORT, ssh_config=FILE
   -f, -d               stay in the foreground; and log everything to stderr
   -h, -V               this text; the version
+       sftpmount status [mountpoint] [--json] [--watch]
+       sftpmount sync|umount mountpoint      return when everything is stored
 """
 _HELP_ENDS = """Other options of sshfs, ssh_config and mount(8) are taken where they make sense.
 Exit status: 0 mounted, 1 unexpected, or data could not be stored, 2 usage,
@@ -70,6 +75,8 @@ def help_text() -> str:
 def _run(argv: Sequence[str]) -> int:
     if list(argv[:1]) == ["audit"]:  # no place of a mount is without a colon
         return _audit(argv[1:])
+    if argv and argv[0] in commands.COMMANDS:
+        return commands.run(argv, directory.places(os.environ, os.geteuid()))
     line = options.split(argv)
     if line.help or line.version:
         print(help_text() if line.help else f"sftpmount {__version__}", end="" if line.help else "\n")
@@ -160,8 +167,9 @@ def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[],
     from .ssh.connect import Dialer
     from .ssh.transport import ChannelRefused
 
+    dialer = Dialer(wanted.ssh, prompt)
     remote = Remote(
-        Dialer(wanted.ssh, prompt),
+        dialer,
         retry_timeout_s=wanted.retry_timeout_s,
         alive_interval_s=wanted.server_alive_interval_s,
         alive_count_max=wanted.server_alive_count_max,
@@ -186,7 +194,20 @@ def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[],
         # The log says so, too, but in the background nobody sees it.
         if not wanted.foreground and not filesystem.describe()["fsync"]:
             prompt.notice(_NO_FSYNC)
-        return _serve(filesystem, wanted, ready)
+        panel = Panel(
+            {
+                "mountpoint": wanted.mountpoint,
+                "source": wanted.fsname,
+                "host": dialer.target.host,
+                "port": dialer.target.port,
+                "read_only": wanted.ro,
+            },
+            remote,
+            filesystem,
+            places=directory.places(os.environ, os.geteuid()),
+            metrics_file=wanted.metrics_file,
+        )
+        return _serve(filesystem, panel, wanted, ready)
     except ChannelRefused as error:
         place = wanted.ssh.host
         raise RemoteDirectoryError(f"{place} offers no SFTP ({error}): enable the subsystem there.") from None
@@ -197,7 +218,9 @@ def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[],
         remote.close()
 
 
-def _serve(filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], None]) -> List[str]:
+def _serve(
+    filesystem: Filesystem, panel: Panel, wanted: MountOptions, ready: Callable[[], None]
+) -> List[str]:
     """Mount ``filesystem`` until it is unmounted or a signal comes; returns what could not be stored."""
     from .fs import fuse
 
@@ -208,6 +231,10 @@ def _serve(filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], Non
         nonlocal mount_id
         present = mountpoint.mounted_at(wanted.mountpoint)
         mount_id = present.mount_id if present else None
+        panel.start(
+            present.device if present else None,
+            lambda: mountpoint.unmount_unless_busy(wanted.mountpoint, mount_id),
+        )
         if noise:
             noise.end()
         log.info("%s is mounted on %s", wanted.fsname, wanted.mountpoint)
@@ -216,8 +243,12 @@ def _serve(filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], Non
     def unstored() -> List[str]:
         return [os.fsdecode(path) + ": interrupted" for path in filesystem.unstored()]
 
+    def store() -> List[str]:
+        panel.unmounted()
+        return filesystem.drain()
+
     try:
-        return daemon.supervise(
+        lost = daemon.supervise(
             lambda on_ready, on_forced: fuse.serve(
                 filesystem,
                 wanted.mountpoint,
@@ -227,13 +258,17 @@ def _serve(filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], Non
             ),
             ready=mounted,
             unmount=lambda: mountpoint.unmount(wanted.mountpoint, mount_id),
-            store=filesystem.drain,
+            store=store,
             unstored=unstored,
+            on_signals={signal.SIGUSR1: panel.dump},
         )
+        panel.close(lost)
+        return lost
     except MountpointError as error:
         said = noise.end() if noise else ""
         raise MountpointError(f"{error} ({said})" if said else str(error)) from None
     except daemon.Abandoned as error:
+        panel.close(error.unstored)
         for each in error.unstored:
             log.error("not stored: %s", each)
         logging.shutdown()
@@ -274,6 +309,7 @@ def _independent_of_cwd(wanted: MountOptions) -> MountOptions:
         wanted,
         mountpoint=os.path.realpath(wanted.mountpoint),
         log_file=wanted.log_file and os.path.abspath(wanted.log_file),
+        metrics_file=wanted.metrics_file and os.path.abspath(wanted.metrics_file),
         ssh=replace(
             ssh,
             config_file=ssh.config_file and _absolute(ssh.config_file),

@@ -31,10 +31,10 @@ def table(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/mnt/with space", Mounted(36, "fuse.sftpmount", "user@host:a b")),
-        ("/mnt/twice", Mounted(38, "fuse.sshfs", "host:")),
+        ("/mnt/with space", Mounted(36, "fuse.sftpmount", "user@host:a b", "0:40", 0)),
+        ("/mnt/twice", Mounted(38, "fuse.sshfs", "host:", "0:42")),
         ("/mnt", None),
-        ("/", Mounted(22, "ext4", "/dev/sda1")),
+        ("/", Mounted(22, "ext4", "/dev/sda1", "8:1")),
     ],
 )
 def test_the_topmost_mount_is_found(path: str, expected: Optional[Mounted], table: str) -> None:
