@@ -139,9 +139,9 @@ def users_of(path: str) -> List[str]:
 
 
 def is_stale(path: str) -> bool:
-    """Whether ``path`` is a FUSE mount that has lost its process."""
+    """Whether ``path`` is a FUSE mount that has lost its process. Waits for one that lives."""
     try:
-        os.stat(path)
+        os.statvfs(path)  # what os.stat asks for the kernel may know, for a moment
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False

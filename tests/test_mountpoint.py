@@ -101,6 +101,7 @@ def test_a_dead_mount_is_named_as_such(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
     monkeypatch.setattr(os, "stat", dead)
+    monkeypatch.setattr(os, "statvfs", dead)
     assert mountpoint.is_stale(str(tmp_path))
     with pytest.raises(MountpointError, match=r"run fusermount3 -uz .* first"):
         mountpoint.check(str(tmp_path), nonempty=False)

@@ -22,6 +22,7 @@ class Bar:
         self._stream: Optional[TextIO] = stream if stream.isatty() else None
         self._clock = clock
         self._begun_bytes: Optional[int] = None
+        self._is_drawn = False
         self._samples: Deque[Tuple[float, int]] = collections.deque()
 
     def show(self, progress: Dict[str, Any]) -> None:
@@ -34,12 +35,14 @@ class Bar:
         line = as_line(progress, sent, self._rate(sent))
         self._stream.write(_ERASE + line[: max(10, self._columns() - 1)])
         self._stream.flush()
+        self._is_drawn = True
 
     def clear(self) -> None:
         """Take the line away."""
-        if self._stream is not None and self._begun_bytes is not None:
+        if self._stream is not None and self._is_drawn:
             self._stream.write(_ERASE)
             self._stream.flush()
+            self._is_drawn = False
 
     def _rate(self, sent: int) -> float:
         samples = self._samples

@@ -230,10 +230,10 @@ class _Listening:
 
     def __init__(self, place: str) -> None:
         self._directory = open_private(place, create=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._remove_stale()
             name = f"{os.getpid()}-{secrets.token_hex(4)}"
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             unready = address(self._directory, "." + name)
             self._socket.bind(unready)
             os.chmod(unready, 0o600)
@@ -242,6 +242,7 @@ class _Listening:
             self._path = address(self._directory, name + SUFFIX)
             os.rename(unready, self._path)
         except BaseException:
+            self._socket.close()
             os.close(self._directory)
             raise
 
