@@ -35,17 +35,15 @@ _NO_FSYNC = "this server has no fsync@openssh.com: what it has received may be l
 _HELP_BEGINS = r"""usage: sftpmount [user@]host:[dir] mountpoint [options]
        sftpmount sftp://[user@]host[:port][/dir] mountpoint [options]
        sftpmount audit [user@]host[:dir] [options] [--json]   would it be fit?
+       sftpmount status [mountpoint] | sync mountpoint | umount mountpoint
   -o NAME[=VALUE],...  the options below; a comma within a value is written \,
   -p PORT, -F FILE     Port=PORT, ssh_config=FILE
-  -f, -d               stay in the foreground; and log everything to stderr
-  -h, -V               this text; the version
-       sftpmount status [mountpoint] [--json] [--watch]
-       sftpmount sync|umount mountpoint      return when everything is stored
+  -f, -d, -h, -V       stay in the foreground; log all to stderr; help; version
 """
 _HELP_ENDS = """Other options of sshfs, ssh_config and mount(8) are taken where they make sense.
 Exit status: 0 mounted, 1 unexpected, or data could not be stored, 2 usage,
   3 mountpoint, 4 FUSE, 5 unreachable, 6 host key, 7 algorithms, 8 login,
-  9 remote directory, 130 interrupted. To unmount: fusermount3 -u mountpoint
+  9 remote directory, 130 interrupted. To unmount: sftpmount umount mountpoint
 """
 
 

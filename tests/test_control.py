@@ -70,9 +70,9 @@ class Command:
         except OSError:  # how Linux tells that the other side is closed
             os.close(terminal)
 
-    def end(self) -> Command:
+    def end(self, timeout_s: float = WAIT_S) -> Command:
         """Wait for its end."""
-        self.out, self.err = self.process.communicate(timeout=WAIT_S)
+        self.out, self.err = self.process.communicate(timeout=timeout_s)
         if self._reader is not None:
             self._reader.join(WAIT_S)
         self.status = self.process.returncode
@@ -260,7 +260,7 @@ def test_a_signal_puts_the_state_into_the_log_whatever_its_level(
 
 
 def test_sync_during_a_slow_upload(slow: Mount, tmp_path: Path) -> None:
-    data = noise(3 * MIB)
+    data = noise(2 * MIB)
     with Writer(slow.path / "file") as writer:
         writer.write(data)
         sync = Command(tmp_path, "sync", slow.path)
@@ -275,7 +275,7 @@ def test_sync_during_a_slow_upload(slow: Mount, tmp_path: Path) -> None:
 
 
 def test_umount_waits_for_a_slow_upload_and_the_end_of_the_process(slow: Mount, tmp_path: Path) -> None:
-    data = noise(3 * MIB, seed=2)
+    data = noise(2 * MIB, seed=2)
     source = tmp_path / "source"
     source.write_bytes(data)
     with subprocess.Popen(["cp", source, slow.path / "file"]) as upload:
@@ -294,7 +294,8 @@ def test_a_mount_that_is_only_in_use_is_not_waited_for(mount: Mount, tmp_path: P
         umount = run(tmp_path, "umount", mount.path)
         assert umount.status == 1
         assert re.search(
-            rf"{mount.path} stays mounted: it is in use by python\S* \({writer.process.pid}\)", umount.err
+            rf"{mount.path} stays mounted: .*busy; it is in use by python\S* \({writer.process.pid}\)",
+            umount.err,
         )
         assert (mount.served / "file").read_bytes() == b"content"
     assert mount.is_mounted and run(tmp_path, "umount", mount.path).status == 0
@@ -387,6 +388,25 @@ def test_what_is_lost_at_the_end_is_told(
         assert umount.end().status == 1 and "not stored: " in umount.drawn and "/file" in umount.drawn
         assert writer.close() == 1
     assert mount.wait() == 1
+
+
+@pytest.mark.long
+def test_a_connection_that_breaks_in_the_middle_of_a_slow_upload(
+    slow: Mount, relay: Relay, tmp_path: Path
+) -> None:
+    data = noise(12 * MIB, seed=4)
+    source = tmp_path / "source"
+    source.write_bytes(data)
+    relay.reset_after(2 * MIB, "up", times=3)
+    with subprocess.Popen(["cp", source, slow.path / "file"]) as upload:
+        wait_until(lambda: state_of(slow)["unstored"]["unstored_bytes"] > 0, WAIT_S, "the upload")
+        sync = Command(tmp_path, "sync", slow.path, on_terminal=True)
+        umount = Command(tmp_path, "umount", slow.path, on_terminal=True)
+        assert sync.end().status == 0 and umount.end(timeout_s=90.0).status == 0
+        assert not is_running(slow.pid)
+    assert upload.returncode == 0 and (slow.served / "file").read_bytes() == data
+    assert relay.stats()["resets"] >= 3 and slow.wait() == 0
+    assert len(set(re.findall(r"\] +(\d+) %", umount.drawn))) > 3
 
 
 # -- no mount of ours ----------------------------------------------------------------------------------------------------------
@@ -487,7 +507,7 @@ class Reports:
     is_mounted = True
 
     def __init__(self, **progress: object) -> None:
-        self._progress = {"unsent_bytes": 0, "uncommitted_bytes": 0, **progress}
+        self._progress = {"written_bytes": 0, "unsent_bytes": 0, "uncommitted_bytes": 0, **progress}
 
     def sample(self) -> None:
         pass
@@ -535,7 +555,10 @@ def connected(place: Path) -> Iterator[socket.socket]:
         (b"[1]\n", {"error": "no request that is known here: ''"}),
         (b"\xff\n", {"error": "no request that is known here: ''"}),
         (b"[" * server.REQUEST_BYTES_MAX, {"error": "no request that is known here: ''"}),
-        (b'{"request": "unmount"}\n', {"progress": {"unsent_bytes": 0, "uncommitted_bytes": 0}}),
+        (
+            b'{"request": "unmount"}\n',
+            {"progress": {"written_bytes": 0, "unsent_bytes": 0, "uncommitted_bytes": 0}},
+        ),
     ],
 )
 def test_requests(said: bytes, answer: Dict[str, Any], tmp_path: Path) -> None:

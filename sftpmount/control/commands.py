@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import getopt
 import json
+import os
 import sys
 import time
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Set, Tuple
 
 from .. import mountpoint
 from ..daemon import INTERRUPTED
 from ..errors import SftpMountError, UsageError
-from ..logs import printable
+from ..logs import printable, show
 from . import client
 from .progress import Bar
 from .text import as_lines
@@ -56,24 +57,30 @@ def run(argv: Sequence[str], places: Sequence[str]) -> int:
     """Run the command ``argv[0]``; ``places`` are the directories of the control sockets. Raises SftpMountError."""
     command = argv[0]
     flags, operands = _understood(command, argv[1:])
-    if "--help" in flags or "-h" in flags:
+    if flags & {"--help", "-h"}:
         print(_USAGE[command], end="")
         return 0
-    if command == "status":
+    if command == "sync":
+        return _sync(operands[0], places)
+    if command == "umount":
+        return _umount(operands[0], places)
+    try:
         return _status(operands, places, as_json="--json" in flags, watch="--watch" in flags)
-    return (_sync if command == "sync" else _umount)(operands[0], places)
+    except BrokenPipeError:  # as by head(1), which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
 
 
-def _understood(command: str, argv: Sequence[str]) -> Tuple[List[str], List[str]]:
+def _understood(command: str, argv: Sequence[str]) -> Tuple[Set[str], List[str]]:
     long_flags = ["help", *(["json", "watch"] if command == "status" else [])]
     try:
         found, operands = getopt.gnu_getopt(list(argv), "h", long_flags)
     except getopt.GetoptError as error:
         raise UsageError(f"{error.msg!r}: sftpmount {command} --help shows what there is.") from None
-    flags = [flag for flag, _ in found]
+    flags = {flag for flag, _ in found}
     if len(operands) > 1:
         raise UsageError(f"{operands[1]!r} is a word too many: name one mountpoint.")
-    if command != "status" and not operands and not {"--help", "-h"} & set(flags):
+    if command != "status" and not operands and not flags & {"--help", "-h"}:
         raise UsageError(f"no mountpoint: write sftpmount {command} mountpoint.")
     return flags, operands
 
@@ -89,15 +96,15 @@ def _status(operands: Sequence[str], places: Sequence[str], *, as_json: bool, wa
         found.peer.close()
         return [found.state], []
 
-    show = _show_json if as_json else _show_text
+    showing = _show_json if as_json else _show_text
     if not watch:
-        return _told(look, show)
+        return _told(look, showing)
     is_screen = sys.stdout.isatty() and not as_json
     try:
         while True:
             if is_screen:
                 sys.stdout.write(_CLEAR)
-            status = _told(look, _show_json_line if as_json else show)
+            status = _told(look, _show_json_line if as_json else showing)
             if status == 3:
                 return status
             time.sleep(WATCH_S)
@@ -107,16 +114,16 @@ def _status(operands: Sequence[str], places: Sequence[str], *, as_json: bool, wa
 
 def _told(
     look: Callable[[], Tuple[List[Dict[str, Any]], List[client.Silent]]],
-    show: Callable[[List[Dict[str, Any]]], None],
+    showing: Callable[[List[Dict[str, Any]]], None],
 ) -> int:
     """Look and show; the exit status."""
     try:
         states, silent = look()
     except SftpMountError:
-        if show is not _show_text:
-            show([])
+        if showing is not _show_text:
+            showing([])
         raise
-    show(states)
+    showing(states)
     for error in silent:
         _say(str(error))
     if not states and not silent:
@@ -128,15 +135,15 @@ def _told(
 def _show_text(states: List[Dict[str, Any]]) -> None:
     for state in states:
         for line in as_lines(state):
-            print(line, flush=True)
+            show(line)
 
 
 def _show_json(states: List[Dict[str, Any]]) -> None:
-    print(json.dumps({"format": FORMAT, "mounts": states}, indent=2), flush=True)
+    show(json.dumps({"format": FORMAT, "mounts": states}, indent=2))
 
 
 def _show_json_line(states: List[Dict[str, Any]]) -> None:
-    print(json.dumps({"format": FORMAT, "mounts": states}), flush=True)
+    show(json.dumps({"format": FORMAT, "mounts": states}))
 
 
 # -- sync and umount -----------------------------------------------------------------------------------------------------
@@ -209,10 +216,9 @@ def _verdict(bar: Bar, end: Dict[str, Any]) -> int:
 def _refusal(bar: Bar, path: str, end: Dict[str, Any]) -> int:
     """The mount stays: say why."""
     if not end["unstored"]:
-        users = mountpoint.users_of(path)
-        why = f"it is in use by {', '.join(users)}" if users else end["why"]
+        users = ", ".join(mountpoint.users_of(path))
         bar.clear()
-        _say(f"{path} stays mounted: {why}.")
+        _say(f"{path} stays mounted: {end['why']}" + (f"; it is in use by {users}." if users else "."))
         return 1
     status = _verdict(bar, end)
     _say(f"{path} stays mounted, so that nothing is lost yet; fusermount3 -uz {path} gives it up.")

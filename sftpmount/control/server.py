@@ -33,6 +33,7 @@ PROGRESS_S = 0.2
 SAMPLE_S = 1.0
 CHECK_S = 10.0  # whether the socket is still where it was put
 FAREWELL_S = 2.0
+GRACE_S = 1.0
 NAP_S = 0.1
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
@@ -210,19 +211,32 @@ class Control:
             if self._ended.is_set():
                 break
             why = "not everything could be stored" if unstored else self._unmount()
+            if why and not unstored:
+                # A program that is writing holds it up, and is waited for; one that only has it open is not.
+                if self._sees_writing():
+                    continue
+                if _has_left(connection):
+                    return False
+                why = self._unmount()
             if not why:
                 break
-            held = self._reports.progress()
-            # A program that is writing holds it up, and is waited for; one that only has it open is not.
-            if unstored or not (held["unsent_bytes"] or held["uncommitted_bytes"]):
-                _tell(connection, "end", {"unstored": unstored, "why": why})
-                return False
-            self._ended.wait(PROGRESS_S)
+            _tell(connection, "end", {"unstored": unstored, "why": why})
+            return False
         _tell(connection, "unmounted", True)
         while not self._ended.wait(PROGRESS_S):
             _tell(connection, "progress", self._reports.progress())
         _tell(connection, "end", {"unstored": self._lost, "why": ""})
         return True
+
+    def _sees_writing(self) -> bool:
+        """Whether anything is written now; a program that copies has, at times, nothing on the way."""
+        before = self._reports.progress()["written_bytes"]
+        until_s = time.monotonic() + GRACE_S
+        while time.monotonic() < until_s and not self._ended.wait(PROGRESS_S):
+            now = self._reports.progress()
+            if now["unsent_bytes"] or now["uncommitted_bytes"] or now["written_bytes"] != before:
+                return True
+        return self._ended.is_set()
 
 
 class _Listening:
