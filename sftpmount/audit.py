@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from typing import Dict, Iterator, List, Tuple
 
 from . import audit_report
 from .audit_report import Report, SftpFindings
 from .errors import AuthenticationError, ConnectionLost, RemoteDirectoryError, SftpMountError
 from .fs.filesystem import Filesystem
-from .logs import printable
+from .logs import printable, show
 from .options import MountOptions
 from .prompt import Prompt
 from .sftp.remote import FSYNC, POSIX_RENAME, Remote
@@ -46,16 +45,10 @@ def run(wanted: MountOptions, *, as_json: bool) -> int:
         report = examine(wanted)
     except SftpMountError as error:
         if as_json:
-            _say(json.dumps(audit_report.failure_as_dict(wanted.ssh.host, error), indent=2))
+            show(json.dumps(audit_report.failure_as_dict(wanted.ssh.host, error), indent=2))
         raise
-    _say(json.dumps(audit_report.as_dict(report), indent=2) if as_json else audit_report.as_text(report))
+    show(json.dumps(audit_report.as_dict(report), indent=2) if as_json else audit_report.as_text(report))
     return report.exit_status
-
-
-def _say(text: str) -> None:
-    """Print to stdout, whatever its encoding lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def examine(wanted: MountOptions) -> Report:

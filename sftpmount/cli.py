@@ -8,11 +8,14 @@ import logging
 import os
 import pwd
 import resource
+import signal
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Union
 
 from . import daemon, helper, logs, mountpoint, options, usage
+from .control import commands, directory
+from .control.panel import Panel
 from .errors import (
     ConnectionLost,
     MountpointError,
@@ -64,6 +67,8 @@ def _status_of(run: Callable[[], int]) -> int:
 def _run(argv: Sequence[str]) -> int:
     if list(argv[:1]) == ["audit"]:
         return _audit(argv[1:])
+    if argv and argv[0] in commands.COMMANDS:
+        return commands.run(argv, directory.places(os.environ, os.geteuid()))
     return _mount_line(options.split(argv))
 
 
@@ -212,8 +217,9 @@ def _connect_and_serve(
     from .ssh.connect import Dialer
     from .ssh.transport import ChannelRefused
 
+    dialer = Dialer(wanted.ssh, prompt)
     remote = Remote(
-        Dialer(wanted.ssh, prompt),
+        dialer,
         retry_timeout_s=wanted.retry_timeout_s,
         alive_interval_s=wanted.server_alive_interval_s,
         alive_count_max=wanted.server_alive_count_max,
@@ -243,7 +249,20 @@ def _connect_and_serve(
             with notify.draining(lambda: (len(filesystem.unstored()), remote.connected)):
                 return filesystem.drain()
 
-        return _serve(filesystem, wanted, ready, drain)
+        panel = Panel(
+            {
+                "mountpoint": wanted.mountpoint,
+                "source": wanted.fsname,
+                "host": dialer.target.host,
+                "port": dialer.target.port,
+                "read_only": wanted.ro,
+            },
+            remote,
+            filesystem,
+            places=directory.places(os.environ, os.geteuid()),
+            metrics_file=wanted.metrics_file,
+        )
+        return _serve(filesystem, panel, wanted, ready, drain)
     except ChannelRefused as error:
         place = wanted.ssh.host
         raise RemoteDirectoryError(f"{place} offers no SFTP ({error}): enable the subsystem there.") from None
@@ -255,7 +274,11 @@ def _connect_and_serve(
 
 
 def _serve(
-    filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], None], drain: Callable[[], List[str]]
+    filesystem: Filesystem,
+    panel: Panel,
+    wanted: MountOptions,
+    ready: Callable[[], None],
+    drain: Callable[[], List[str]],
 ) -> List[str]:
     """Mount ``filesystem`` until it is unmounted or a signal comes, then ``drain``; returns what could not be stored."""
     from .fs import fuse
@@ -267,6 +290,10 @@ def _serve(
         nonlocal mount_id
         present = mountpoint.mounted_at(wanted.mountpoint)
         mount_id = present.mount_id if present else None
+        panel.start(
+            present.device if present else None,
+            lambda: mountpoint.unmount_unless_busy(wanted.mountpoint, mount_id),
+        )
         if noise:
             noise.end()
         log.info("%s is mounted on %s", wanted.fsname, wanted.mountpoint)
@@ -275,9 +302,13 @@ def _serve(
     def unstored() -> List[str]:
         return [os.fsdecode(path) + ": interrupted" for path in filesystem.unstored()]
 
+    def store() -> List[str]:
+        panel.unmounted()
+        return drain()
+
     try:
         with daemon.harmless_stderr() if wanted.debug else contextlib.nullcontext():
-            return daemon.supervise(
+            lost = daemon.supervise(
                 lambda on_ready, on_forced: fuse.serve(
                     filesystem,
                     wanted.mountpoint,
@@ -287,13 +318,17 @@ def _serve(
                 ),
                 ready=mounted,
                 unmount=lambda: mountpoint.unmount(wanted.mountpoint, mount_id),
-                store=drain,
+                store=store,
                 unstored=unstored,
+                on_signals={signal.SIGUSR1: panel.dump},
             )
+        panel.close(lost)
+        return lost
     except MountpointError as error:
         said = noise.end() if noise else ""
         raise MountpointError(f"{error} ({said})" if said else str(error)) from None
     except daemon.Abandoned as error:
+        panel.close(error.unstored)
         for each in error.unstored:
             log.error("not stored: %s", each)
         daemon.leave(1)  # an orderly exit would wait for the threads that wait for the server
@@ -333,6 +368,7 @@ def _independent_of_cwd(wanted: MountOptions) -> MountOptions:
         wanted,
         mountpoint=os.path.realpath(wanted.mountpoint),
         log_file=wanted.log_file and os.path.abspath(wanted.log_file),
+        metrics_file=wanted.metrics_file and os.path.abspath(wanted.metrics_file),
         ssh=replace(
             ssh,
             config_file=ssh.config_file and _absolute(ssh.config_file),

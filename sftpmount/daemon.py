@@ -17,8 +17,8 @@ import select
 import signal
 import sys
 import threading
-from types import FrameType
-from typing import Callable, Deque, Dict, Iterator, List, NoReturn, Optional, Tuple, Union
+from types import FrameType, MappingProxyType
+from typing import Callable, Deque, Dict, Iterator, List, Mapping, NoReturn, Optional, Tuple, Union
 
 from .errors import SftpMountError
 from .logs import printable
@@ -167,6 +167,7 @@ def supervise(
     unmount: Callable[[], bool],
     store: Callable[[], List[str]],
     unstored: Callable[[], List[str]],
+    on_signals: Mapping[int, Callable[[], None]] = MappingProxyType({}),
 ) -> List[str]:
     """Run ``serve(on_ready, on_forced)`` in a thread until it ends, then ``store()``; return what that could not store.
 
@@ -174,6 +175,7 @@ def supervise(
     unmount   called for the first signal; True where programs still use the mount, which then ends with the last of them
     store     stores all that is held; may take long; also called when ``unmount`` returned True
     unstored  what is held just now, at once: what Abandoned names when a second signal comes
+    on_signals  what else is done for a signal, each time in a thread of its own: it may wait
 
     Raises Abandoned, and what ``serve`` raised.
     """
@@ -203,6 +205,8 @@ def supervise(
             log.warning("not stored yet: %s", each)
 
     previous = _handle(lambda number, frame: None)
+    for each in on_signals:
+        previous[signal.Signals(each)] = signal.signal(each, lambda number, frame: None)
     previous_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=work, name="serve", daemon=True)
     try:
@@ -226,6 +230,8 @@ def supervise(
             elif number in STOP_SIGNALS:
                 signals += 1
                 log.info("signal %d: unmounting", number)
+            elif number in on_signals:
+                threading.Thread(target=on_signals[number], name="signal", daemon=True).start()
             if signals > 1:
                 raise Abandoned(unstored())
             if is_ready and signals == 1 and unmount():

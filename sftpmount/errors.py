@@ -140,6 +140,9 @@ class StatusError(Exception):
         super().__init__(f"status {code}: {message}" if message else f"status {code}")
         self.code = code
         self.message = message
+        self.explained: Optional[int] = (
+            None  # the errno that a program was told, once the server was asked for more
+        )
 
     @property
     def errno(self) -> int:

@@ -10,6 +10,7 @@ import logging
 import logging.handlers
 import os
 import stat
+import sys
 from typing import List, Mapping, Optional, TextIO
 
 from .errors import UsageError
@@ -22,6 +23,12 @@ _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, loggin
 def printable(text: str) -> str:
     """``text`` with everything a terminal or a log could take for more than a letter as an escape (\\n, \\x1b, \\udce9)."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def show(text: str) -> None:
+    """Print ``text`` to stdout, whatever its encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 class _Formatter(logging.Formatter):

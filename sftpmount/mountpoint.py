@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 import subprocess
-from typing import NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional
 
 from .errors import MountpointError
 from .logs import printable
@@ -17,6 +17,8 @@ from .logs import printable
 log = logging.getLogger(__name__)
 
 UNMOUNT_TIMEOUT_S = 10.0
+USERS_NAMED_MAX = 5
+LINKS_MAX = 40  # as the kernel follows
 
 
 class Mounted(NamedTuple):
@@ -25,19 +27,45 @@ class Mounted(NamedTuple):
     mount_id: int
     kind: str  # "ext4", "fuse.sftpmount"
     source: str
+    device: str = ""  # "0:53", the same for all mounts of one file system
+    uid: Optional[int] = None  # whose a FUSE mount is
 
 
-def mounted_at(path: str, table: str = "/proc/self/mountinfo") -> Optional[Mounted]:
-    """What is mounted on ``path`` (absolute, without symlinks), or None. Touches only the table, so it never hangs."""
-    found = None
+def mounts(table: str = "/proc/self/mountinfo") -> Dict[str, Mounted]:
+    """The topmost mount on each mountpoint. Touches only the table, so it never hangs."""
+    found = {}
     with open(table, encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             # proc(5): id parent major:minor root mountpoint options... - type source options
             before, _, after = line.rstrip("\n").partition(" - ")
-            fields, (kind, source) = before.split(" "), after.split(" ")[:2]
-            if _unescaped(fields[4]) == path:
-                found = Mounted(int(fields[0]), kind, _unescaped(source))
+            fields, (kind, source, *options) = before.split(" "), after.split(" ")
+            owner = re.search(r"(?:^|,)user_id=([0-9]+)", options[0]) if options else None
+            found[_unescaped(fields[4])] = Mounted(
+                int(fields[0]), kind, _unescaped(source), fields[2], int(owner[1]) if owner else None
+            )
     return found
+
+
+def mounted_at(path: str, table: str = "/proc/self/mountinfo") -> Optional[Mounted]:
+    """What is mounted on ``path`` (absolute, without symlinks), or None. Touches only the table, so it never hangs."""
+    return mounts(table).get(path)
+
+
+def located(path: str) -> str:
+    """The mountpoint that a person means by ``path``: absolute, without symlinks, found without asking what is mounted there."""
+    known = mounts()
+    path = os.path.abspath(path)
+    for _ in range(LINKS_MAX):
+        if path in known:
+            break
+        path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        if path in known:
+            break
+        try:
+            path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+        except OSError:
+            break
+    return path
 
 
 def _unescaped(field: str) -> str:
@@ -92,10 +120,28 @@ def _explained(error: OSError, shown: str) -> str:
     return f"{shown} cannot be used ({error.strerror}): name a directory that you own and may write to."
 
 
+def users_of(path: str) -> List[str]:
+    """The programs that hold something of the mount on ``path`` open, as "name (pid)": those that this user may look at."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        process = f"/proc/{pid}"
+        try:
+            links = [f"{process}/cwd", *(f"{process}/fd/{number}" for number in os.listdir(f"{process}/fd"))]
+            held = [os.readlink(link) for link in links]
+            if any(each == path or each.startswith(path + "/") for each in held):
+                with open(f"{process}/comm", encoding="utf-8", errors="surrogateescape") as file:
+                    found.append(f"{printable(file.read().strip())} ({pid})")
+        except OSError:
+            pass  # it has ended, or is another user's
+        if len(found) == USERS_NAMED_MAX:
+            break
+    return found
+
+
 def is_stale(path: str) -> bool:
-    """Whether ``path`` is a FUSE mount that has lost its process."""
+    """Whether ``path`` is a FUSE mount that has lost its process. Waits for one that lives."""
     try:
-        os.stat(path)
+        os.statvfs(path)  # what os.stat asks for the kernel may know, for a moment
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False
@@ -108,9 +154,13 @@ def unmount(path: str, mount_id: Optional[int]) -> bool:
     another mount, or none, is there. A failure is logged.
     """
     present = mounted_at(path)
-    if present is None or (mount_id is not None and present.mount_id != mount_id) or _fusermount("-u", path):
+    if (
+        present is None
+        or (mount_id is not None and present.mount_id != mount_id)
+        or not _fusermount("-u", path)
+    ):
         return False
-    if _fusermount("-uz", path):
+    if not _fusermount("-uz", path):
         log.warning("%s is in use: the mount ends when the last program has closed its files", path)
         return True
     if mounted_at(path) == present:
@@ -118,7 +168,16 @@ def unmount(path: str, mount_id: Optional[int]) -> bool:
     return False
 
 
-def _fusermount(flag: str, path: str) -> bool:
+def unmount_unless_busy(path: str, mount_id: Optional[int]) -> str:
+    """Take the mount ``mount_id`` away from ``path``, unless programs use it; returns "" or why it is still there."""
+    present = mounted_at(path)
+    if present is not None and mount_id is not None and present.mount_id != mount_id:
+        return f"another mount, of {present.source}, lies over it"
+    return _fusermount("-u", path) if present is not None else ""
+
+
+def _fusermount(flag: str, path: str) -> str:
+    """Returns "", or why it did not succeed."""
     program = shutil.which("fusermount3") or shutil.which("fusermount") or "fusermount3"
     try:
         run = subprocess.run(
@@ -130,7 +189,9 @@ def _fusermount(flag: str, path: str) -> bool:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         log.error("%s %s: %s", program, flag, error)
-        return False
-    if run.returncode:
-        log.debug("%s %s: %s", program, flag, os.fsdecode(run.stderr.strip()))
-    return run.returncode == 0
+        return str(error)
+    if run.returncode == 0:
+        return ""
+    said = os.fsdecode(run.stderr.strip()) or f"exit status {run.returncode}"
+    log.debug("%s %s: %s", program, flag, said)
+    return said

@@ -24,6 +24,7 @@ from .option_values import Convert, MiB
 from .place import parse_place
 
 AUDIT_TIMEOUT_S = 10
+COMMANDS = ("audit", "status", "sync", "umount")  # cli's, which stand in place of a place
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class MountOptions:
     log_file: Optional[str] = None  # None: stderr in the foreground, else syslog
     log_level: str = "info"
     core_dumps: bool = False  # a crash may leave a core, with keys and data in it
+    metrics_file: Optional[str] = None  # for node_exporter's textfile collector
 
 
 # -- the table -----------------------------------------------------------------------------------------------
@@ -160,6 +162,7 @@ GROUPS: Tuple[Tuple[str, Tuple[Option, ...]], ...] = (
         Option("log_file", to.text, "log_file", "FILE", "in place of syslog"),
         Option("log_level", to.choice("error", "warning", "info", "debug"), "log_level", "error|warning|info|debug",
                "what is logged (info)"),
+        Option("metrics", to.text, "metrics_file", "FILE", "kept up to date for node_exporter (.prom)"),
     )),
 )
 # fmt: on
@@ -484,4 +487,6 @@ def _wrong_operands(operands: Sequence[str]) -> UsageError:
         return UsageError(f"{operands[2]!r} is a word too many: write [user@]host:[dir] and a mountpoint.")
     if ":" in operands[0]:
         return UsageError(f"no mountpoint: write the directory to mount on behind {operands[0]!r}.")
-    return UsageError(f"{operands[0]!r} is neither a command nor [user@]host:[dir]: see sftpmount --help.")
+    near = difflib.get_close_matches(operands[0], COMMANDS, 1)
+    hint = f"did you mean {near[0]}? See" if near else "see"
+    return UsageError(f"{operands[0]!r} is neither a command nor [user@]host:[dir]: {hint} sftpmount --help.")

@@ -11,6 +11,7 @@ _COLUMNS = 80
 
 _BEGINS = r"""usage: sftpmount [user@]host:[dir] mountpoint [options]    also sftp://host/dir
        sftpmount audit [user@]host:[dir] [options] [--json]   would it be fit?
+       sftpmount status [mountpoint] | sync mountpoint | umount mountpoint
   -o NAME[=VALUE],...  the options below; explained by -o help and sftpmount(1)
   -p PORT, -F FILE     Port=PORT, ssh_config=FILE
   -f, -v, -d           stay in the foreground; log more; both, to stderr
@@ -19,7 +20,7 @@ _BEGINS = r"""usage: sftpmount [user@]host:[dir] mountpoint [options]    also sf
 _ENDS = """Other options of sshfs, ssh_config and mount(8) are taken where they make sense.
 Exit status: 0 mounted, 1 unexpected, or data could not be stored, 2 usage,
   3 mountpoint, 4 FUSE, 5 unreachable, 6 host key, 7 algorithms, 8 login,
-  9 remote directory, 130 interrupted. To unmount: fusermount3 -u mountpoint
+  9 remote directory, 130 interrupted. To unmount: sftpmount umount mountpoint
 """
 
 

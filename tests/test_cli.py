@@ -137,7 +137,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["host:", "{tmp}", "-Z"], 2, "option -Z not recognized"),
         (["host", "{tmp}"], 2, "'host' is not of the form [user@]host:[dir]"),
-        (["status"], 2, "'status' is neither a command nor [user@]host:[dir]"),
+        (["mnt"], 2, "'mnt' is neither a command nor [user@]host:[dir]"),
         (["host:", "{tmp}/absent"], 3, "/absent does not exist: create it with mkdir"),
         (["host:", "{tmp}/file"], 3, "/file is not a directory"),
         (["host:", "{tmp}"], 3, "is not empty"),

@@ -31,10 +31,10 @@ def table(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/mnt/with space", Mounted(36, "fuse.sftpmount", "user@host:a b")),
-        ("/mnt/twice", Mounted(38, "fuse.sshfs", "host:")),
+        ("/mnt/with space", Mounted(36, "fuse.sftpmount", "user@host:a b", "0:40", 0)),
+        ("/mnt/twice", Mounted(38, "fuse.sshfs", "host:", "0:42")),
         ("/mnt", None),
-        ("/", Mounted(22, "ext4", "/dev/sda1")),
+        ("/", Mounted(22, "ext4", "/dev/sda1", "8:1")),
     ],
 )
 def test_the_topmost_mount_is_found(path: str, expected: Optional[Mounted], table: str) -> None:
@@ -101,6 +101,7 @@ def test_a_dead_mount_is_named_as_such(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
     monkeypatch.setattr(os, "stat", dead)
+    monkeypatch.setattr(os, "statvfs", dead)
     assert mountpoint.is_stale(str(tmp_path))
     with pytest.raises(MountpointError, match=r"run fusermount3 -uz .* first"):
         mountpoint.check(str(tmp_path), nonempty=False)

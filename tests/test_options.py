@@ -193,7 +193,15 @@ def test_refused_words(words: str, sentence: str) -> None:
         (["host:"], "no mountpoint: write the directory to mount on behind 'host:'."),
         (["host:", ""], "is no mountpoint"),
         (["host:", "/a", "/b"], "'/b' is a word too many"),
-        (["status"], "'status' is neither a command nor [user@]host:[dir]: see sftpmount --help."),
+        (
+            ["stat"],
+            "'stat' is neither a command nor [user@]host:[dir]: did you mean status? See sftpmount --help.",
+        ),
+        (
+            ["unmount"],
+            "'unmount' is neither a command nor [user@]host:[dir]: did you mean umount? See sftpmount --help.",
+        ),
+        (["backup"], "'backup' is neither a command nor [user@]host:[dir]: see sftpmount --help."),
         (
             ["status", "/mnt"],
             "'status' is not of the form [user@]host:[dir]: write status: for a host of that name.",

@@ -35,6 +35,7 @@ _sftpmount_options=(
     setuid=
     log_file=
     log_level=
+    metrics=
     MACs=
     KexAlgorithms=
     HostKeyAlgorithms=
@@ -140,7 +141,7 @@ _sftpmount() {
         log_level) words='error warning info debug' ;;
         dir_cache) words='yes no' ;;
         cache) words='yes no' ;;
-        ssh_config|UserKnownHostsFile|IdentityFile|log_file) files=yes ;;
+        ssh_config|UserKnownHostsFile|IdentityFile|log_file|metrics) files=yes ;;
                 esac
                 prefix+=$name=
                 word=$value
@@ -151,9 +152,10 @@ _sftpmount() {
             ;;
         -F) files=yes ;;
         -p) ;;
+        status | sync | umount) words=$(findmnt -nlo TARGET -t fuse.sftpmount) ;;
         *)
             case $word in
-                -*) words='-o -p -F -f -d -v -r -h -V --help --version --foreground --debug --verbose' ;;
+                -*) [[ $line == *' status '* ]] && words='--json --watch' || words='-o -p -F -f -d -v -r -h -V --help --version --foreground --debug --verbose' ;;
                 *:* | */* | .* | ~*) files=directories ;;
                 *)
                     if [[ $line == *:*[[:blank:]]* ]]; then
@@ -161,7 +163,7 @@ _sftpmount() {
                     else
                         [[ $word == *@* ]] && prefix=${word%@*}@ word=${word##*@}
                         words=$(_sftpmount_hosts | sed 's/$/:/')
-                        [[ -z $prefix && $COMP_CWORD -eq 1 ]] && words+=' audit'
+                        [[ -z $prefix && $COMP_CWORD -eq 1 ]] && words+=' audit status sync umount'
                         compopt -o nospace
                     fi
                     ;;

@@ -37,6 +37,7 @@ function __sftpmount_options
         setuid= 'run as this user, if root starts it' \
         log_file= 'in place of syslog' \
         log_level= 'what is logged (info)' \
+        metrics= 'kept up to date for node_exporter (.prom)' \
         MACs= 'those for message integrity, narrowed or in another order' \
         KexAlgorithms= 'those for the key exchange, likewise' \
         HostKeyAlgorithms= 'the types of host keys, likewise' \
@@ -121,7 +122,9 @@ complete -c sftpmount -s v -l verbose -d 'log more'
 complete -c sftpmount -s r -d 'read only'
 complete -c sftpmount -s h -l help -d 'an overview'
 complete -c sftpmount -s V -l version -d 'the version'
-complete -c sftpmount -n 'not __fish_seen_subcommand_from audit; and not string match -q "*:*" -- (commandline -opc)' -a '(__sftpmount_places) audit'
+complete -c sftpmount -n 'not __fish_seen_subcommand_from audit status sync umount; and not string match -q "*:*" -- (commandline -opc)' -a '(__sftpmount_places) audit status sync umount'
 complete -c sftpmount -n 'string match -q "*:*" -- (commandline -opc)' -a '(__fish_complete_directories)'
 complete -c sftpmount -n '__fish_seen_subcommand_from audit' -a '(__sftpmount_places)'
-complete -c sftpmount -n '__fish_seen_subcommand_from audit' -l json -d 'for a program'
+complete -c sftpmount -n '__fish_seen_subcommand_from status sync umount' -a '(findmnt -nlo TARGET -t fuse.sftpmount)'
+complete -c sftpmount -n '__fish_seen_subcommand_from status' -l watch -d 'time and again'
+complete -c sftpmount -n '__fish_seen_subcommand_from audit status' -l json -d 'for a program'

@@ -96,6 +96,16 @@ class CleanBlocks:
             if not blocks:
                 del self._lru.of_file[file_id]
 
+    def state(self) -> Dict[str, int]:
+        """For status: bytes held and at most to be held, and how often a block was at hand (hits) or not (misses)."""
+        with self._lock:
+            return {
+                "bytes": self.held_bytes,
+                "limit_bytes": int(self._lru.maxsize),
+                "hits": self.hits,
+                "misses": self.misses,
+            }
+
     @property
     def held_bytes(self) -> int:
         """Bytes held now; a small block counts with what it costs besides."""
@@ -174,6 +184,7 @@ class FileCache:
         # The server's mtime can only be younger, even after it forgot what was not committed.
         self.committed_mtime = 0
         self.touched_s = 0.0  # clock of the last write, for write-back by age
+        self.unsafe_since_s = 0.0  # clock from which on there was always something unsafe; while ``unsafe``
         self.mtime: Optional[int] = (
             None  # what stat shows while the server's is not yet that of our last write
         )

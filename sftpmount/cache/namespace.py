@@ -126,6 +126,7 @@ class Namespace:
         # The mark of the last rename of a directory, since paths in older answers may mean another, or of the last change to
         # a node that was forgotten since.
         self._moved = 0
+        self._hits = self._misses = 0
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -143,21 +144,38 @@ class Namespace:
     def fresh(self, path: bytes) -> Optional[Node]:
         """The node at ``path`` if its attributes may be believed; None = ask the server; raises Absent."""
         with self._lock:
-            now = self._clock()
-            if path == b"/":
-                return self.root if self.root.attrs_until > now else None
-            parent_path, name = split(path)
-            parent = self._walk(parent_path)
-            if parent is None:
-                return None
-            node = parent.children.get(name)
-            if node is not None:
-                if node.pins and node.file is not None and node.file.authoritative:
-                    return node
-                return node if node.attrs_until > now and node.is_told else None
-            if parent.complete_until > now or parent.absent.get(name, 0.0) > now:
-                raise Absent
+            self._hits += 1
+            node = self._fresh(path, self._clock())
+            if node is None:
+                self._hits -= 1
+                self._misses += 1
+            return node
+
+    def _fresh(self, path: bytes, now: float) -> Optional[Node]:
+        if path == b"/":
+            return self.root if self.root.attrs_until > now else None
+        parent_path, name = split(path)
+        parent = self._walk(parent_path)
+        if parent is None:
             return None
+        node = parent.children.get(name)
+        if node is not None:
+            if node.pins and node.file is not None and node.file.authoritative:
+                return node
+            return node if node.attrs_until > now and node.is_told else None
+        if parent.complete_until > now or parent.absent.get(name, 0.0) > now:
+            raise Absent
+        return None
+
+    def state(self) -> Dict[str, int]:
+        """For status: names held and at most to be held, and how often one was known (hits) or asked for (misses)."""
+        with self._lock:
+            return {
+                "entries": len(self._inos),
+                "limit_entries": self._entries_max,
+                "hits": self._hits,
+                "misses": self._misses,
+            }
 
     def listing(self, path: bytes) -> Optional[List[Tuple[bytes, Node]]]:
         """The names and nodes of a directory whose complete listing is fresh, else None."""

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
 import time
-from typing import Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from .. import waiting
 from ..errors import ConnectionLost, FsError, StatusError
@@ -60,6 +61,7 @@ class WriteBack:
         self._lock = threading.Lock()  # guards _held
         self._held: Dict[FileCache, int] = {}
         self.losses = 0  # sessions that ended
+        self.acknowledged_bytes = 0  # since the start; counted by the transport's thread alone
         self._closing = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="write-back", daemon=True)
         self._ticker.start()
@@ -74,6 +76,26 @@ class WriteBack:
         """The files that hold unsafe bytes."""
         with self._lock:
             return list(self._held)
+
+    def state(self) -> Dict[str, Any]:
+        """What is not stored yet, for status: sums in bytes, seconds since the oldest of it, and file by file.
+
+        The files that hold most come first; ``path`` is the server's. No wait for the network.
+        """
+        now_s = self._clock()
+        files = []
+        for file in self.files():
+            with file.lock:
+                if file.unsafe or file.failure is not None:
+                    files.append(_state_of(file, now_s))
+        files.sort(key=lambda each: -each["unstored_bytes"])
+        sums = ("dirty_bytes", "in_flight_bytes", "uncommitted_bytes", "unstored_bytes")
+        return {
+            **{name: sum(each[name] for each in files) for name in sums},
+            "limit_bytes": self._bytes_max,
+            "lag_s": max((each["lag_s"] for each in files), default=0.0),
+            "files": files,
+        }
 
     def close(self) -> None:
         """Stop the ticker."""
@@ -110,12 +132,16 @@ class WriteBack:
 
     def _explain(self, file: FileCache, status: StatusError) -> FsError:
         path = file.writers[0].path if file.writers else b"/"
-        return self._remote.explain("write", status, path)
+        error = self._remote.explain("write", status, path)
+        status.explained = error.errno
+        return error
 
     def account(self, file: FileCache) -> None:
         """Count what ``file`` holds against the budget; called when that may have changed."""
         with self._lock:
             if file.unsafe:
+                if file not in self._held:
+                    file.unsafe_since_s = self._clock()
                 self._held[file] = file.buffer_bytes
             else:
                 self._held.pop(file, None)
@@ -210,6 +236,7 @@ class WriteBack:
                     file.refused(status)
             else:
                 file.acknowledged(start, end, durable=durable)
+                self.acknowledged_bytes += end - start
                 if durable:
                     self.account(file)
 
@@ -343,6 +370,20 @@ class WriteBack:
                     self.account(file)
                 if due:
                     self._send_on(file)
+
+
+def _state_of(file: FileCache, now_s: float) -> Dict[str, Any]:
+    dirty, in_flight, written = file.dirty.total, file.in_flight.total, file.written.total
+    failure = file.failure
+    return {
+        "path": file.writers[0].path if file.writers else None,
+        "dirty_bytes": dirty,
+        "in_flight_bytes": in_flight,
+        "uncommitted_bytes": written,
+        "unstored_bytes": dirty + in_flight + written,
+        "lag_s": max(0.0, now_s - file.unsafe_since_s),
+        "error": None if failure is None else os.strerror(failure.explained or failure.errno),
+    }
 
 
 class _Fsync:

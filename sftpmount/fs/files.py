@@ -10,7 +10,7 @@ import errno
 import itertools
 import logging
 import threading
-from typing import Callable, Iterable, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 from ..cache.blocks import CleanBlocks, FileCache
 from ..cache.fetch import Fetcher
@@ -311,8 +311,23 @@ class Files:
                     file.distrust()  # nobody can ask for its bytes again
             self._removed.released(node)
 
+    @property
+    def acknowledged_bytes(self) -> int:
+        """Bytes of files that the server has taken since the start."""
+        return self._writeback.acknowledged_bytes
+
+    def state(self) -> Dict[str, Any]:
+        """For status: what is not stored, what was lost without a program to tell, the cache. Waits for nothing."""
+        return {
+            "unstored": self._writeback.state(),
+            "lost": list(self._not_stored),
+            "commit": "close" if self._commit_on_close else "fsync",
+            "blocks": self._clean.state(),
+            "names": self._ns.state(),
+        }
+
     def drain(self) -> List[str]:
-        """Store everything still held. Returns "path: reason" for each file that could not be stored."""
+        """``sync`` at the end of the mount: also says in the log what an outage holds up."""
         waiting = self.unstored()
         if waiting and not self._remote.connected:
             log.warning(
@@ -320,19 +335,22 @@ class Files:
                 len(waiting),
                 ", ".join(path.decode("utf-8", "backslashreplace") for path in waiting[:20]),
             )
-        while True:
-            with self._releasing:
-                thread = self._release_threads[0] if self._release_threads else None
-            if thread is None:
-                break
+        return self.sync()
+
+    def sync(self) -> List[str]:
+        """Store, and commit, what is held now. Returns "path: reason" for each file that is not stored.
+
+        Among them are those that nobody could be told about, whenever that was.
+        """
+        with self._releasing:
+            releasing = list(self._release_threads)
+        for thread in releasing:
             thread.join()
-        lost = list(self._not_stored)
+        unstored = []
         for node in self._ns.open_nodes():
-            if node.file is None or not node.file.unsafe:
-                continue
             try:
-                self._writeback.flush(node.file, commit=True)
+                self.store(node, commit=True)
             except FsError as error:
                 path = self._ns.path_of(node) or b"(removed)"
-                lost.append(f"{path.decode('utf-8', 'backslashreplace')}: {error.strerror}")
-        return lost
+                unstored.append(f"{path.decode('utf-8', 'backslashreplace')}: {error.strerror}")
+        return [*self._not_stored, *unstored]

@@ -15,7 +15,7 @@ import logging
 import os
 import stat
 import time
-from typing import Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from .. import waiting
 from ..cache.blocks import FileCache
@@ -97,7 +97,7 @@ class Filesystem:
         # What happens in open files is theirs alone.
         self.read, self.write, self.append = self.files.read, self.files.write, self.files.append
         self.flush, self.fsync, self.release = self.files.flush, self.files.fsync, self.files.release
-        self.drain, self.unstored = self.files.drain, self.files.unstored
+        self.drain, self.sync, self.unstored = self.files.drain, self.files.sync, self.files.unstored
 
     # -- life -----------------------------------------------------------------------------------------------------------
 
@@ -137,14 +137,28 @@ class Filesystem:
 
     def describe(self) -> Dict[str, object]:
         """Facts for the log and for status: the directory, durability, and what the server lacks."""
-        extensions = self._remote.session().extensions
         return {
             "directory": self._root.decode("utf-8", "replace"),
-            "fsync": FSYNC in extensions,
+            "fsync": self._remote.has(FSYNC),
             "missing": [
-                name.decode() for name in (FSYNC, POSIX_RENAME, HARDLINK, STATVFS) if name not in extensions
+                name.decode()
+                for name in (FSYNC, POSIX_RENAME, HARDLINK, STATVFS)
+                if not self._remote.has(name)
             ],
         }
+
+    def state(self) -> Dict[str, Any]:
+        """``describe`` and what is held, for status; paths as the mount has them. Waits for nothing."""
+        state = {**self.describe(), **self.files.state()}
+        for each in state["unstored"]["files"]:
+            each["path"] = self._near_path(each["path"]).decode("utf-8", "backslashreplace")
+        return state
+
+    def _near_path(self, far_path: Optional[bytes]) -> bytes:
+        if not far_path:
+            return b"(removed)"
+        base = b"" if self._root == b"/" else self._root
+        return far_path[len(base) :] if far_path.startswith(base + b"/") else far_path
 
     def close(self) -> None:
         """Stop the background work. What was not drained is given up."""

@@ -7,13 +7,14 @@ programs ask for within as long again fail at once: to them one call is often se
 
 from __future__ import annotations
 
+import collections
 import errno
 import gc
 import logging
 import random
 import threading
 import time
-from typing import Callable, Dict, Optional, TypeVar
+from typing import Any, Callable, Deque, Dict, Optional, TypeVar
 
 from .. import waiting
 from ..errors import ConnectionLost, FsError, NotSent, SftpMountError, StatusError
@@ -31,10 +32,22 @@ STEADY_S = 10.0  # a session that lived this long was a good one
 # given up because it was silent (its disk hung, or all of it was suspended) is given more.
 SETTLE_S = 0.5
 SILENT_FACTOR = 10
+OUTAGES_KEPT = 20
 
 
 class Redo(Exception):
     """Raised by a recheck: the operation did not happen, it may be sent again."""
+
+
+class Outage:
+    """From the loss of a session to the next one. Times in seconds since 1970; ``ended_s`` is None while it lasts."""
+
+    __slots__ = ("began_s", "ended_s", "why")
+
+    def __init__(self, began_s: float, why: str) -> None:
+        self.began_s = began_s
+        self.ended_s: Optional[float] = None
+        self.why = why  # the loss, then the last attempt's failure
 
 
 class Reconnecting:
@@ -51,6 +64,7 @@ class Reconnecting:
         lanes: int = 3,
         settle_s: float = SETTLE_S,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._dial = dial
         self._retry_timeout_s = retry_timeout_s
@@ -61,12 +75,19 @@ class Reconnecting:
         self._settle_s = settle_s
         self._unsettled_s = 0.0  # what the session of before leaves us to wait
         self._clock = clock
-        self._changed = threading.Condition()  # guards _session, _closing; no lock is taken under it
+        self._wall = wall
+        self._changed = (
+            threading.Condition()
+        )  # guards _session, _closing, _outages, _facts; no lock is taken under it
         self._session: Optional[Session] = None
         self._closing = threading.Event()
         self._connected_s = self._lost_s = clock()
         self._extensions: Dict[bytes, bytes] = {}
         self._sessions = 0
+        self._outages: Deque[Outage] = collections.deque(maxlen=OUTAGES_KEPT)
+        self._connected_wall_s = wall()
+        self._facts: Dict[str, Any] = {}  # what the last session that was looked at had agreed
+        self._received_before_bytes = 0  # on the sessions that have ended
         self._backoff_s = 0.0
         self._vain_until_s = clock()  # programs that ask before this fail at once
         self._random = random.Random()
@@ -89,6 +110,10 @@ class Reconnecting:
                 self._extensions = session.extensions
                 self._sessions += 1
                 self._connected_s = self._vain_until_s = self._clock()
+                self._connected_wall_s = self._wall()
+                self._facts = session.state()
+                if self._outages:
+                    self._outages[-1].ended_s = self._connected_wall_s
                 self._changed.notify_all()
                 return True
         session.close()
@@ -112,6 +137,32 @@ class Reconnecting:
     def connected(self) -> bool:
         """True while there is a session."""
         return self._session is not None
+
+    @property
+    def received_bytes(self) -> int:
+        """What came from the server since the start: data, listings, attributes."""
+        with self._changed:
+            session = self._session
+            return self._received_before_bytes + (session.received_bytes if session is not None else 0)
+
+    def state(self) -> Dict[str, Any]:
+        """The connection for status, at once; what was agreed is the last session's while there is none. Times since 1970."""
+        with self._changed:
+            session, facts = self._session, self._facts
+            outages = [(outage.began_s, outage.ended_s, outage.why) for outage in self._outages]
+            since_s = self._connected_wall_s if session is not None else outages[-1][0] if outages else None
+        return {
+            **facts,
+            **(
+                {"lanes": 0, "requests_in_flight": 0, "heard_s": None} if session is None else session.state()
+            ),
+            "connected": session is not None,
+            "since_s": since_s,
+            "why": outages[-1][2] if session is None and outages else None,
+            "retry_timeout_s": self._retry_timeout_s,
+            "reconnects": self.reconnects,
+            "outages": outages,
+        }
 
     def session_now(self) -> Optional[Session]:
         """The session, without waiting for one."""
@@ -142,6 +193,8 @@ class Reconnecting:
                 return
             self._session = None
             self._lost_s = self._clock()
+            self._received_before_bytes += session.received_bytes
+            self._outages.append(Outage(self._wall(), str(session.lost)))
         factor = SILENT_FACTOR if session.fell_silent else 1
         self._unsettled_s = self._settle_s * factor if session.in_doubt else 0.0
         log.warning("connection lost: %s; reconnecting", session.lost)
@@ -166,6 +219,8 @@ class Reconnecting:
             except (SftpMountError, ConnectionLost, StatusError, FsError, OSError) as error:
                 if str(error) != complaint:  # an outage of hours is one line, not thousands
                     complaint = str(error)
+                    with self._changed:
+                        self._outages[-1].why = complaint
                     log.warning("no connection yet: %s", complaint)
                 continue
             except Exception:

@@ -22,7 +22,7 @@ import logging
 import threading
 import time
 from _thread import allocate_lock
-from typing import Callable, Dict, List, Optional, Protocol, Set, TypeVar
+from typing import Any, Callable, Dict, List, Optional, Protocol, Set, TypeVar
 
 from .. import waiting
 from ..errors import (
@@ -82,6 +82,8 @@ class ByteConnection(Protocol):
     def heartbeat(self) -> None: ...  # pragma: no cover
 
     def last_heard_s(self) -> float: ...  # pragma: no cover
+
+    def state(self) -> Dict[str, Any]: ...  # pragma: no cover
 
     def abort(self) -> None: ...  # pragma: no cover
 
@@ -210,6 +212,7 @@ class Lane:
         self._lost: Optional[ConnectionLost] = None
         self._closed = on_closed
         self.heard_s = clock()
+        self.received_bytes = 0  # counted by the transport's thread alone
         self._oldest = -1  # id of the oldest request when it was last looked at, and since when it is
         self._oldest_s = clock()
         self._doubt = False
@@ -290,6 +293,7 @@ class Lane:
     def _on_data(self, data: bytes) -> None:
         try:
             self.heard_s = self._clock()
+            self.received_bytes += len(data)
             for kind, request_id, body in self._reader.feed(data):
                 pending = self._pending.pop(request_id, None)
                 self._awaited.discard(request_id)
@@ -380,6 +384,21 @@ class Session:
     def heard_s(self) -> float:
         """The clock of the last bytes that came on any lane."""
         return max(lane.heard_s for lane in list(self._lanes))
+
+    @property
+    def received_bytes(self) -> int:
+        """What came on all lanes: data, listings, attributes."""
+        return sum(lane.received_bytes for lane in list(self._lanes))
+
+    def state(self) -> Dict[str, Any]:
+        """What was agreed with the server, and how it goes, for status."""
+        lanes = list(self._lanes)
+        return {
+            **self.connection.state(),
+            "heard_s": max(0.0, self.clock() - self.connection.last_heard_s()),
+            "lanes": len(lanes),
+            "requests_in_flight": sum(lane.in_flight for lane in lanes),
+        }
 
     def abort(self, error: ConnectionLost) -> None:
         """End the session at once; every request in flight ends with ``error``."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import Callable, Optional, Union
+from dataclasses import asdict
+from typing import Any, Callable, Dict, Optional, Union
 
 import paramiko
 from paramiko import Message, SSHException
@@ -298,6 +299,11 @@ class Connection:
     def last_heard_s(self) -> float:
         """time.monotonic() of the last bytes that came from the server."""
         return self._transport.packetizer.last_heard_s
+
+    def state(self) -> Dict[str, Any]:
+        """What was agreed: the fields of ``Negotiated``, the server's words made printable."""
+        agreed = asdict(self.negotiated)
+        return {name: printable(value) if isinstance(value, str) else value for name, value in agreed.items()}
 
     @property
     def is_alive(self) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from fs.conftest import START_S, Clock
 from sftp.fake_server import FakeServer, Fault, named
 from sftpmount.cache.blocks import BLOCK_BYTES
+from sftpmount.control.state import Reporter
 from sftpmount.errors import FsError, RemoteDirectoryError
 from sftpmount.fs.filesystem import Filesystem, Handle
 from sftpmount.sftp.remote import FSYNC
@@ -622,6 +623,24 @@ class TestStickyErrors:
         assert "quota" in line.lower()
         assert server.disk(b"/home/good") == b"abc"
         fs.release(good)
+        fs.release(bad)
+
+    def test_status_names_the_file_and_why_until_it_is_stored(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
+        bad = fs.create(b"/bad", NEW, 0o644)
+        server.arm(Fault("status", lambda r: r.name == "WRITE", message="Disk quota exceeded", times=100))
+        fs.write(bad, b"abc", 0)
+        assert refused(lambda: fs.flush(bad)) == errno.EDQUOT
+        unstored = fs.state()["unstored"]
+        (file,) = unstored["files"]
+        assert (file["path"], file["error"]) == ("/bad", "Disk quota exceeded")
+        assert file["dirty_bytes"] == unstored["unstored_bytes"] == 3
+        report = Reporter({"mountpoint": "/mnt"}, fs._remote, fs).state()
+        assert report["problems"] == ["/bad is not stored: Disk quota exceeded"] and not report["healthy"]
+        server.disarm()
+        assert fs.sync() == [] and fs.state()["unstored"]["files"] == []
+        assert fs.files.acknowledged_bytes == 3
         fs.release(bad)
 
 

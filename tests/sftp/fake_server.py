@@ -17,7 +17,7 @@ import stat
 import struct
 import threading
 import time
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from sftpmount.errors import ConnectionLost, Unreachable
 
@@ -463,6 +463,9 @@ class FakeConnection:
 
     def last_heard_s(self) -> float:
         return self._heard_s
+
+    def state(self) -> Dict[str, Any]:
+        return {}
 
     def abort(self) -> None:
         self.ended.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import threading
 import time
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
@@ -393,6 +393,9 @@ class Greeter:
 
     def last_heard_s(self) -> float:
         return time.monotonic()
+
+    def state(self) -> Dict[str, Any]:
+        return {}
 
     def abort(self) -> None:
         pass

@@ -40,7 +40,7 @@ class Mount:
     """``python -m sftpmount user@127.0.0.1:DIR MNT -f`` with the server's keys, usable when the constructor returns.
 
     sshd      the server; DIR is its ``tree``, or ``subdir`` in it, or ``directory`` as it is
-    tmp_dir   gets a mountpoint and a log; several mounts may share it
+    tmp_dir   gets a mountpoint, a log and the control socket; several mounts may share it
     options   words for the command line, e.g. "-o", "commit=fsync", "--debug"
     port      of a relay to the server, when not the server's own
     life_s    the process is killed after this time whatever happens, so that a test which hangs in a dead mount goes on
@@ -78,7 +78,7 @@ class Mount:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(env or {}),
+                env=_environment({"XDG_RUNTIME_DIR": str(tmp_dir), **(env or {})}),
                 start_new_session=True,  # Ctrl-C in the test run must not end it before the test has
             )
         self.pid = self._process.pid
