@@ -14,7 +14,7 @@ from contrib.lib.documents import completed, documents
 from contrib.lib.sshfs_options import FLAGS, WORDS, Row
 from sftpmount import options, usage
 from sftpmount.errors import UsageError
-from sftpmount.options import GROUPS, OPTIONS, parse
+from sftpmount.options import COMMANDS, GROUPS, OPTIONS, parse
 from support.mount import CHECKOUT
 from support.process import program
 
@@ -67,8 +67,9 @@ def test_the_man_page_as_it_is_read_has_every_option_and_no_other(tmp_path: Path
     for option in OPTIONS:
         assert re.search(rf"\*\*{re.escape(option.name).replace('_', '.?_')}\*\*", page), option.name
     items = re.findall(r"^\.It Cm (.*)$", (MAN / "sftpmount.1").read_text(), re.MULTILINE)
-    names = [name for item in items for name in item.split(" Ns ")[0].split(" Oo ")[0].split(" , ")]
-    assert sorted(set(names) - {"audit"}) == sorted(option.name for option in OPTIONS)
+    names = [name for item in items for name in re.split(" (?:Ns|Oo|Ar) ", item)[0].split(" , ")]
+    assert set(COMMANDS) <= set(names)
+    assert sorted(set(names) - set(COMMANDS)) == sorted(option.name for option in OPTIONS)
     flags = {
         flag.replace("\\", "") for flag in re.findall(r"Fl ([\\\w-]+)", (MAN / "sftpmount.1").read_text())
     }
@@ -231,14 +232,8 @@ def test_bash_completes_options_values_hosts_and_directories(home: Path) -> None
     assert bash("sftpmount -o commit=", home) == ["close", "fsync"]
     assert bash("sftpmount -o ro,security=p", home) == ["pq"]
     assert bash("sftpmount -o IdentityFile=mou", home) == ["mountpoint"]
-    assert bash("sftpmount ", home) == [
-        "10.0.0.7:",
-        "attic:",
-        "audit",
-        "deep.example:",
-        "nas:",
-        "vault.example:",
-    ]
+    hosts = ["10.0.0.7:", "attic:", "deep.example:", "nas:", "vault.example:"]
+    assert bash("sftpmount ", home) == sorted([*hosts, *COMMANDS])
     assert bash("sftpmount joe@va", home) == ["joe@vault.example:"]
     assert bash("sftpmount nas:dir mou", home) == ["mountpoint"]
     assert "--help" in bash("sftpmount --he", home)
@@ -248,7 +243,7 @@ def test_fish_completes_options_values_hosts_and_directories(home: Path) -> None
     offered = {each.rstrip("=") for each in fish("sftpmount -o ", home)}
     assert offered - {"help"} == OFFERED
     assert "ro,retry_timeout=" in fish("sftpmount nas: /mnt -o ro,retry_t", home)
-    assert {"nas:", "vault.example:", "audit"} <= set(fish("sftpmount ", home))
+    assert {"nas:", "vault.example:", *COMMANDS} <= set(fish("sftpmount ", home))
     assert "joe@nas:" in fish("sftpmount joe@n", home)
     assert "mountpoint/" in fish("sftpmount nas:dir mou", home)
 
@@ -257,6 +252,6 @@ def test_zsh_completes_options_values_hosts_and_directories(home: Path) -> None:
     assert set(zsh("sftpmount -o ", home)) >= OFFERED
     assert zsh("sftpmount nas: /mnt -o ro,retry_t", home) == ["retry_timeout"]
     assert zsh("sftpmount -o ro,security=p", home) == ["pq"]
-    assert {"vault.example", "audit"} <= set(zsh("sftpmount ", home))
+    assert {"vault.example", *COMMANDS} <= set(zsh("sftpmount ", home))
     assert zsh("sftpmount joe@n", home) == ["nas"]
     assert "mountpoint" in zsh("sftpmount nas:dir mou", home)
