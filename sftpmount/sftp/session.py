@@ -263,6 +263,7 @@ class Lane:
             raise
         # Whoever set _lost may have swept the table before this request was in it.
         if self._lost is not None and self._pending.pop(request_id, None) is not None:
+            self._doubt = self._doubt or kind not in _LOOKS
             pending.complete(0, b"", self._lost)
         return pending
 
@@ -289,6 +290,10 @@ class Lane:
         if oldest != self._oldest:
             self._oldest, self._oldest_s = oldest, now
         return now - self._oldest_s if oldest >= 0 else 0.0
+
+    def ends(self, error: ConnectionLost) -> None:
+        """The session has ended for this reason; what is in flight is told of it when the channel closes."""
+        self._lost = self._lost or error
 
     def _on_data(self, data: bytes) -> None:
         try:
@@ -407,6 +412,8 @@ class Session:
                 return
             self.lost = error
         self._ended.set()
+        for lane in list(self._lanes):
+            lane.ends(error)  # before the connection says only that it has ended
         self.connection.abort()
         for lane in list(self._lanes):
             lane._on_closed(error)

@@ -540,11 +540,11 @@ class TestUnmount:
         mounted = away("-o", "retry_timeout=300")
         self.hold(mounted)
         subprocess.run(["fusermount3", "-u", mounted.path], check=True)
-        wait_until(lambda: named(mounted.mount), 5.0, "the log says what is not stored")
+        wait_until(lambda: named(mounted.mount), 20.0, "the log says what is not stored")
         mounted.mount.terminate()
-        wait_until(lambda: "signal 15" in mounted.mount.log_text(), 5.0, "the first signal is seen")
+        wait_until(lambda: "signal 15" in mounted.mount.log_text(), 20.0, "the first signal is seen")
         mounted.mount.terminate()
-        assert mounted.mount.wait(10.0) == 1
+        assert mounted.mount.wait(20.0) == 1
 
     def test_by_force_while_a_program_waits(self, away: Callable[..., Away]) -> None:
         """``umount -f`` is for root, and gives up; to anybody else it is refused, and nothing is lost."""

@@ -73,6 +73,14 @@ class Refused:
     profiles: Tuple[str, ...] = ("hardened",)
     quick: bool = True
 
+    def says_under(self, profile: str) -> Tuple[str, ...]:
+        """The words under this profile: pq has another key exchange to advise."""
+        if profile != "pq":
+            return self.says
+        return tuple(
+            words.replace("add curve25519-sha256", "add mlkem768x25519-sha256") for words in self.says
+        )
+
 
 # --- mounted: what the guides make ---------------------------------------------------------------------------------------
 

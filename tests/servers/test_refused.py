@@ -40,7 +40,7 @@ def test_it_is_refused_in_a_sentence(case: Refused, profile: str, tmp_path: Path
             Mount(server, tmp_path, "-o", f"security={profile}", *options, port=port)
         assert refused.value.exit_status == case.status, refused.value
         sentence = str(refused.value).partition(": ")[2]
-        for words in case.says:
+        for words in case.says_under(profile):
             assert words in sentence
         assert sentence.startswith("sftpmount: ") and sentence.endswith(".") and "\n" not in sentence
         assert "publickey" not in server.log_text()
