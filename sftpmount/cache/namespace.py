@@ -42,6 +42,7 @@ class Node:
         "file",
         "ino",
         "links",
+        "listed",
         "operation",
         "pins",
         "target",
@@ -57,6 +58,7 @@ class Node:
         self.children: Dict[bytes, Node] = {}
         self.absent: Dict[bytes, float] = {}
         self.complete_until = 0.0
+        self.listed: Tuple[float, int] = (0.0, 0)  # when the complete listing was asked for: seconds, mark
         self.target: Optional[bytes] = None  # a symlink's target, where known
         self.times_set = False  # by us, and not committed: a server that forgets may have older ones again
         self.aliased = False  # has or had several names: the kernel holds an inode for each
@@ -159,12 +161,19 @@ class Namespace:
                 raise Absent
             return None
 
-    def listing(self, path: bytes) -> Optional[List[Tuple[bytes, Node]]]:
-        """The names and nodes of a directory whose complete listing is fresh, else None."""
+    def listing(self, path: bytes, *, since_s: Optional[float] = None) -> Optional[List[Tuple[bytes, Node]]]:
+        """The names and nodes of a directory whose complete listing is fresh, else None.
+
+        With ``since_s``, a time of the clock, only where the server was asked for it after that, and after our last change.
+        """
         with self._lock:
             node = self._walk(path)
             if node is None or node.complete_until <= self._clock():
                 return None
+            if since_s is not None:
+                listed_s, mark = node.listed
+                if listed_s < since_s or max(self._changes.get(node, 0), self._moved) >= mark:
+                    return None
             self._touch(node)
             return list(node.children.items())
 
@@ -239,8 +248,8 @@ class Namespace:
                 parent.absent.clear()
             parent.absent[name] = self._clock() + self._lifetime_s
 
-    def told_listing(self, path: bytes, entries: Iterable[Entry], mark: int) -> bool:
-        """The server's whole listing of ``path``, asked for at ``mark``.
+    def told_listing(self, path: bytes, entries: Iterable[Entry], mark: int, asked_s: float = 0.0) -> bool:
+        """The server's whole listing of ``path``, asked for at ``mark`` and, by the clock, at ``asked_s``.
 
         Returns False, taking in nothing, where we changed something in that directory meanwhile: list again.
         """
@@ -264,6 +273,7 @@ class Namespace:
                 self._unlink(node, name)
             node.absent.clear()
             node.complete_until = until
+            node.listed = (asked_s, mark)
             self._touch(node)
             self._forget_oldest()
             return True

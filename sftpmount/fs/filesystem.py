@@ -15,7 +15,7 @@ import logging
 import os
 import stat
 import time
-from typing import Callable, Dict, List, Optional, Set, Tuple
+from typing import Callable, Dict, List, Optional, Set, Tuple, TypeVar
 
 from .. import waiting
 from ..cache.blocks import FileCache
@@ -29,9 +29,12 @@ from .files import Files, held_still
 from .handles import Handle, Stat, pflags_of
 from .identity import MountedDirectory
 from .links import as_relative, leads_out
+from .listings import Listings
 from .removed import RemovedFiles, is_libfuse_name
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # What libfuse shows for an inode number that nobody asked for; 0 would make readdir(3) skip the name.
 UNKNOWN_INO = 0xFFFFFFFF
@@ -92,6 +95,13 @@ class Filesystem:
             clock=clock,
             wall=wall,
         )
+        self._listings = Listings(
+            remote,
+            self._ns,
+            far_path=self._far_path,
+            was_another_directory=self._was_another_directory,
+            clock=clock,
+        )
         self._mounted = MountedDirectory(self._ns)
         remote.on_connected = self._mounted.check
         # What happens in open files is theirs alone.
@@ -148,6 +158,7 @@ class Filesystem:
 
     def close(self) -> None:
         """Stop the background work. What was not drained is given up."""
+        self._listings.close()
         self.files.close()
 
     def _far_path(self, path: bytes) -> bytes:
@@ -190,7 +201,10 @@ class Filesystem:
             node = self._ns.fresh(path)
         except Absent:
             raise FsError(errno.ENOENT) from None
-        return node if node is not None else self._ask(path)
+        if node is not None:
+            return node
+        self._listings.asked(path)
+        return self._ask(path)
 
     def _ask(self, path: bytes, again: int = 3) -> Node:
         mark = self._ns.mark()
@@ -253,21 +267,8 @@ class Filesystem:
         )
 
     def readdir(self, path: bytes) -> List[Tuple[bytes, int, int]]:
-        """Every name of a directory as ``(name, ino, mode)``; mode 0 where the server did not tell the type.
-
-        Always asks the server: programs look for each other's lock files this way, and a listing of some seconds ago would
-        hide one. What it brings is what answers for the single names until it is too old.
-        """
-        for _ in range(3):  # we changed something in it while the server was listing it: once more
-            mark = self._ns.mark()
-            entries = self._remote.listdir(self._far_path(path))
-            known = {name for name, _ in self._ns.children(path)}
-            strange = known and not any(entry.name in known for entry in entries)
-            if strange and self._was_another_directory():
-                continue
-            if self._ns.told_listing(path, entries, mark):
-                break
-        listing = self._ns.listing(path)
+        """Every name of a directory as ``(name, ino, mode)``; mode 0 where the server did not tell the type."""
+        listing, entries = self._listings.read(path)
         if listing is None:
             found = [(entry.name, UNKNOWN_INO, entry.attrs.mode or 0) for entry in entries]
         else:
@@ -336,8 +337,8 @@ class Filesystem:
 
     def mkdir(self, path: bytes, mode: int) -> None:
         """Create a directory."""
-        self._fresh_on_error(path, lambda: self._remote.mkdir(self._far_path(path), mode))
-        self._ns.created(path, self._remote.lstat(self._far_path(path)), complete=True)
+        attrs = self._fresh_on_error(path, lambda: self._remote.mkdir(self._far_path(path), mode))
+        self._ns.created(path, attrs, complete=True)
 
     def mknod(self, path: bytes, mode: int) -> None:
         """Create a regular file; other types have no place in SFTP (EPERM, as where a file system lacks them)."""
@@ -434,13 +435,13 @@ class Filesystem:
 
     def symlink(self, target: bytes, path: bytes) -> None:
         """Create a symbolic link at ``path``; the target is stored as given."""
-        self._fresh_on_error(path, lambda: self._remote.symlink(target, self._far_path(path)))
-        node = self._ns.created(path, self._remote.lstat(self._far_path(path)))
+        attrs = self._fresh_on_error(path, lambda: self._remote.symlink(target, self._far_path(path)))
+        node = self._ns.created(path, attrs)
         node.target = target
 
-    def _fresh_on_error(self, path: bytes, act: Callable[[], None]) -> None:
+    def _fresh_on_error(self, path: bytes, act: Callable[[], T]) -> T:
         try:
-            act()
+            return act()
         except FsError:
             self._ns.distrust_path(path)
             raise
