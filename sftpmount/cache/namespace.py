@@ -44,6 +44,8 @@ class Node:
         "links",
         "listed",
         "operation",
+        "ours",
+        "owed",
         "pins",
         "target",
         "times_set",
@@ -62,6 +64,8 @@ class Node:
         self.target: Optional[bytes] = None  # a symlink's target, where known
         self.times_set = False  # by us, and not committed: a server that forgets may have older ones again
         self.aliased = False  # has or had several names: the kernel holds an inode for each
+        self.ours = False  # made by this mount, and seen as such since
+        self.owed: Optional[Attrs] = None  # changes that the server is not told of yet
         self.pins = 0  # open handles: a pinned node is never forgotten
         self.file: Any = None  # cache.blocks.FileCache, made at the first open
         self.operation = waiting.RLock()
@@ -90,6 +94,11 @@ class Node:
 def _same_type(node: Node, attrs: Attrs) -> bool:
     """True unless both types are known and differ; some listings come without attributes."""
     return not node.mode or not attrs.mode or stat.S_IFMT(node.mode) == stat.S_IFMT(attrs.mode)
+
+
+def _over(old: Attrs, new: Attrs) -> Attrs:
+    """``old`` with what is not None in ``new``."""
+    return Attrs(*(after if after is not None else before for after, before in zip(new, old)))
 
 
 class Absent(Exception):
@@ -154,7 +163,7 @@ class Namespace:
                 return None
             node = parent.children.get(name)
             if node is not None:
-                if node.pins and node.file is not None and node.file.authoritative:
+                if node.owed is not None or (node.pins and node.file is not None and node.file.authoritative):
                     return node
                 return node if node.attrs_until > now and node.is_told else None
             if parent.complete_until > now or parent.absent.get(name, 0.0) > now:
@@ -204,7 +213,7 @@ class Namespace:
             return [] if directory is None else list(directory.children.items())
 
     def open_nodes(self, below: Optional[bytes] = None) -> List[Node]:
-        """The nodes with open handles, all or those at and below a path."""
+        """The nodes with open handles, or with attributes that are owed: all, or those at and below a path."""
         with self._lock:
             start = self.root if below is None else self._walk(below)
             return [] if start is None else list(self._pinned(start))
@@ -363,7 +372,28 @@ class Namespace:
         with self._lock:
             self._mark += 1
             node.changed = self._mark
-            node.attrs = Attrs(*(new if new is not None else old for new, old in zip(attrs, node.attrs)))
+            node.attrs = _over(node.attrs, attrs)
+
+    def is_ours(self, node: Node) -> bool:
+        """True for a file or directory of one name that this mount has made, while its attributes may be believed."""
+        with self._lock:
+            is_known = node.owed is not None or node.attrs_until > self._clock()
+            return node.ours and is_known and not node.aliased and not node.is_symlink
+
+    def owe(self, node: Node, attrs: Attrs) -> None:
+        """These attributes are to be shown from now on; the server is told of them later, see ``paid``."""
+        with self._lock:
+            node.owed = _over(node.owed or Attrs(), attrs)
+
+    def paid(self, node: Node, attrs: Attrs) -> bool:
+        """The server has, or refuses, what was owed; True unless more has come meanwhile."""
+        with self._lock:
+            self._mark += 1
+            node.changed = self._mark  # older answers do not have it
+            if node.owed is not attrs:
+                return node.owed is None
+            node.owed = None
+            return True
 
     def distrust(self, node: Node) -> None:
         """Ask the server before the next answer about ``node``."""
@@ -440,7 +470,7 @@ class Namespace:
             salt += b"\0+"
 
     def _take_in(self, node: Node, attrs: Attrs, until: float, mark: int) -> Node:
-        if node.changed < mark:
+        if node.changed < mark and node.owed is None:
             if node.attrs.mtime != attrs.mtime or node.attrs.size != attrs.size:
                 node.target = None
                 if node.is_dir and node is not self.root:
@@ -491,7 +521,7 @@ class Namespace:
         seen: Set[Node] = set()
         while nodes:
             node = nodes.pop()
-            if node.pins and node not in seen:
+            if (node.pins or node.owed is not None) and node not in seen:
                 seen.add(node)
                 yield node
             nodes.extend(node.children.values())

@@ -22,6 +22,7 @@ from ..sftp.remote import FSYNC, Remote
 from ..sftp.remote_file import RemoteFile
 from ..sftp.wire import Attrs
 from .handles import Handle
+from .owed import OwedAttrs
 from .removed import RemovedFiles
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Files:
         remote: Remote,
         names: Namespace,
         removed: RemovedFiles,
+        owed: OwedAttrs,
         *,
         commit_on_close: bool,
         cache_bytes_max: int,
@@ -60,6 +62,7 @@ class Files:
         self._remote = remote
         self._ns = names
         self._removed = removed
+        self._owed = owed
         self._commit_on_close = commit_on_close
         self._read_ahead_bytes_max = min(read_ahead_bytes_max, cache_bytes_max // 4)
         self._wall = wall
@@ -175,6 +178,40 @@ class Files:
             self._remote.close_file(remote)
             raise
 
+    def attach_unopened(self, node: Node, far_path: bytes, pflags: int) -> Handle:
+        """The handle, for reading, of a file that this mount has just made: the server is asked when it is read.
+
+        Programs open what they have made to change its attributes (rsync), or to sync it.
+        """
+        handle = self.attach(node, RemoteFile(far_path, pflags), node.attrs, writable=False)
+        handle.unopened, handle.trusted = True, False
+        return handle
+
+    def _open_late(self, handle: Handle) -> None:
+        node, file = handle.node, handle.file
+        with node.operation, handle.remote.reopening:
+            if not handle.unopened:
+                return
+            self._owed.settle(node)
+            mark, size, path = self._ns.mark(), file.size, self._ns.path_of(node)
+            try:
+                remote, attrs = self._remote.open(handle.remote.path, handle.remote.pflags)
+            except FsError as error:
+                raise FsError(errno.ESTALE) if error.errno == errno.ENOENT else error from None
+            if path is not None and self._ns.told(path, attrs, mark) is node:
+                self.revalidate(node)
+            if self._ns.path_of(node) is None or file.size != size:
+                self._remote.close_file(remote)
+                raise FsError(errno.ESTALE, "another client has changed it since it was opened here")
+            self._follow(file, remote)
+            handle.remote, handle.unopened = remote, False
+
+    def _follow(self, file: FileCache, remote: RemoteFile) -> None:
+        """``remote`` is open on ``file``, at its present version."""
+        remote.verify = lambda ask: self._verify_reopened(file, ask)
+        with file.lock:
+            remote.seen = file.validator
+
     def _new_handle(self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool) -> Handle:
         if node.file is None:
             node.file = FileCache(next(self._file_ids), attrs.size or 0, self._clean)
@@ -184,9 +221,8 @@ class Files:
         handle = Handle(node, file, remote, writable, Pattern(self._read_ahead_bytes_max))
         # The kernel caches each name of a hard link by itself: what was written through another is not in it.
         handle.trusted = trusted and not node.aliased
-        remote.verify = lambda ask: self._verify_reopened(file, ask)
+        self._follow(file, remote)
         with file.lock:
-            remote.seen = file.validator
             file.handles.append(handle)
             if writable:
                 file.writers.append(remote)
@@ -230,6 +266,8 @@ class Files:
 
     def read(self, handle: Handle, size: int, offset: int) -> bytes:
         """At most ``size`` bytes at ``offset``, fewer only at the end of the file."""
+        if handle.unopened:
+            self._open_late(handle)
         return self._fetcher.read(handle.file, handle.remote, handle.pattern, offset, size)
 
     def write(self, handle: Handle, data: bytes, offset: int) -> int:
@@ -250,6 +288,7 @@ class Files:
 
     def fsync(self, handle: Handle) -> None:
         """Everything written to this file, through whatever handle, is on the server's disk when this returns."""
+        self._owed.settle(handle.node)
         self._flush(handle, commit=True)
 
     def _flush(self, handle: Handle, *, commit: bool) -> None:

@@ -19,7 +19,7 @@ from typing import Callable, Dict, List, Optional, Set, Tuple, TypeVar
 
 from .. import waiting
 from ..cache.blocks import FileCache
-from ..cache.namespace import Absent, Namespace, Node
+from ..cache.namespace import Absent, Namespace, Node, split
 from ..errors import ConnectionLost, FsError, RemoteDirectoryError
 from ..sftp import wire
 from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote
@@ -30,6 +30,7 @@ from .handles import Handle, Stat, pflags_of
 from .identity import MountedDirectory
 from .links import as_relative, leads_out
 from .listings import Listings
+from .owed import OwedAttrs
 from .removed import RemovedFiles, is_libfuse_name
 
 log = logging.getLogger(__name__)
@@ -84,10 +85,12 @@ class Filesystem:
             wall=wall,
         )
         self._removed = RemovedFiles(remote)
+        self._owed = OwedAttrs(remote, self._ns, self._far_path, clock=clock)
         self.files = Files(
             remote,
             self._ns,
             self._removed,
+            self._owed,
             commit_on_close=commit == "close",
             cache_bytes_max=cache_bytes_max,
             dirty_bytes_max=dirty_bytes_max,
@@ -107,7 +110,7 @@ class Filesystem:
         # What happens in open files is theirs alone.
         self.read, self.write, self.append = self.files.read, self.files.write, self.files.append
         self.flush, self.fsync, self.release = self.files.flush, self.files.fsync, self.files.release
-        self.drain, self.unstored = self.files.drain, self.files.unstored
+        self.unstored = self.files.unstored
 
     # -- life -----------------------------------------------------------------------------------------------------------
 
@@ -156,8 +159,13 @@ class Filesystem:
             ],
         }
 
+    def drain(self) -> List[str]:
+        """Store everything still held. Returns "path: reason" for each file that could not be stored."""
+        return self.files.drain() + self._owed.drain()
+
     def close(self) -> None:
         """Stop the background work. What was not drained is given up."""
+        self._owed.close()
         self._listings.close()
         self.files.close()
 
@@ -337,8 +345,9 @@ class Filesystem:
 
     def mkdir(self, path: bytes, mode: int) -> None:
         """Create a directory."""
+        self._owed.settle(self._directory_of(path))
         attrs = self._fresh_on_error(path, lambda: self._remote.mkdir(self._far_path(path), mode))
-        self._ns.created(path, attrs, complete=True)
+        self._ns.created(path, attrs, complete=True).ours = True
 
     def mknod(self, path: bytes, mode: int) -> None:
         """Create a regular file; other types have no place in SFTP (EPERM, as where a file system lacks them)."""
@@ -350,6 +359,7 @@ class Filesystem:
         """Remove a file's or a symlink's name; returns the node where it may have other names still."""
         if self._removed.forget(path):
             return None
+        self._owed.settle(self._directory_of(path))
         node = self._ns.get(path)
         with held_still([node] if node is not None else []):
             with self._mounted.changing(path):
@@ -366,6 +376,7 @@ class Filesystem:
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory."""
+        self._owed.settle(self._directory_of(path))
         with self._mounted.changing(path):
             self._fresh_on_error(path, lambda: self._remote.rmdir(self._far_path(path)))
         self._ns.removed(path)
@@ -376,8 +387,11 @@ class Filesystem:
             self._look_up(old)
             return
         moving = self._ns.get(old)
+        self._owed.settle(self._directory_of(old))
+        self._owed.settle(self._directory_of(new))
         if is_libfuse_name(new) and moving is not None and not moving.is_dir:
             # One Ctrl-C between the steps, and the name would be gone that was only to be replaced.
+            self._owed.settle(moving)
             with waiting.patiently(), held_still([moving]):
                 self._removed.remove(self._ns, moving, self._far_path(old), old, self._far_path(new), new)
                 self._rename_open(moving)
@@ -392,9 +406,16 @@ class Filesystem:
                 self._ns.linked(moving, new)
             return
         patience = waiting.patiently() if self._removed.was_removed(new) else contextlib.nullcontext()
-        with patience, held_still([*self._ns.open_nodes(old), *self._ns.open_nodes(new)]):
-            with self._mounted.changing(old, new):
-                self._rename(old, new, moving)
+        if moving is not None and moving.is_dir:
+            self._owed.settle_all()  # below it are names that will be others
+        with patience, contextlib.ExitStack() as stack:
+            if moving is not None:
+                stack.enter_context(moving.operation)
+            stack.enter_context(held_still([*self._ns.open_nodes(old), *self._ns.open_nodes(new)]))
+            stack.enter_context(self._mounted.changing(old, new))
+            ride = self._owed.send(moving)
+            self._rename(old, new, moving)
+            self._owed.arrived(moving, ride)
 
     def _rename(self, old: bytes, new: bytes, moving: Optional[Node]) -> None:
         self._removed.rename_begins(new)
@@ -429,15 +450,21 @@ class Filesystem:
     def link(self, old: bytes, new: bytes) -> Node:
         """Create a hard link: both names are one file here, with one inode number and one link count."""
         node = self._look_up(old)
+        self._owed.settle(node)
+        self._owed.settle(self._directory_of(new))
         self._fresh_on_error(new, lambda: self._remote.link(self._far_path(old), self._far_path(new)))
         self._ns.linked(node, new)
         return node
 
     def symlink(self, target: bytes, path: bytes) -> None:
         """Create a symbolic link at ``path``; the target is stored as given."""
+        self._owed.settle(self._directory_of(path))
         attrs = self._fresh_on_error(path, lambda: self._remote.symlink(target, self._far_path(path)))
         node = self._ns.created(path, attrs)
         node.target = target
+
+    def _directory_of(self, path: bytes) -> Optional[Node]:
+        return self._ns.get(split(path)[0])
 
     def _fresh_on_error(self, path: bytes, act: Callable[[], T]) -> T:
         try:
@@ -451,6 +478,8 @@ class Filesystem:
     def chmod(self, path: bytes, mode: int) -> Node:
         """Change permission bits."""
         node = self._look_up(path)
+        if stat.S_IMODE(node.mode) == stat.S_IMODE(mode) and self._ns.is_ours(node):
+            return node
         self._set_attrs(path, node, Attrs(mode=stat.S_IMODE(mode)))
         self._ns.set_attrs(node, Attrs(mode=stat.S_IFMT(node.mode) | stat.S_IMODE(mode)))
         if node.file is not None:
@@ -471,8 +500,14 @@ class Filesystem:
         )
         if attrs.uid is None or attrs.gid is None:
             raise FsError(errno.EPERM)
+        has_special_bits = bool(node.mode & (stat.S_ISUID | stat.S_ISGID))
+        if attrs == Attrs(uid=node.attrs.uid, gid=node.attrs.gid) and not has_special_bits:
+            if self._ns.is_ours(node):
+                return node
+        self._owed.settle(node)  # before it is another's
         self._set_attrs(path, node, attrs)
         self._ns.set_attrs(node, attrs)
+        node.ours = False
         if not node.is_symlink:
             self._ns.distrust(node)  # the server may have cleared set-id bits
         return node
@@ -497,11 +532,16 @@ class Filesystem:
         return node
 
     def _set_attrs(self, path: bytes, node: Node, attrs: Attrs) -> None:
+        if node.is_dir and attrs.mtime is None:
+            self._owed.settle_all(but=node)  # what is in it, before a mode that may forbid it
         with node.operation:
             # A write that arrives after a chmod may be refused, one after a utimens changes the time again.
             self.files.store(node)
             if attrs.mtime is not None:
                 self.files.times_will_be_set(node)
+            if attrs.uid is None and self._owed.take(node, attrs):
+                return
+            self._owed.settle_alone(node)
             self._remote.setstat(self._far_path(path), attrs, is_symlink=node.is_symlink)
 
     def truncate(self, path: Optional[bytes], size: int, handle: Optional[Handle] = None) -> Node:
@@ -535,6 +575,9 @@ class Filesystem:
         pflags = pflags_of(flags)
         node = self._ns.get(path)
         losses = self.files.losses
+        if not writable and node is not None and self._is_surely_ours(path, node):
+            return self.files.attach_unopened(node, self._far_path(path), pflags)
+        self._owed.settle(node)
         if not pflags & wire.FXF_TRUNC:
             handle = self._open(path, pflags, writable)
         elif node is None:
@@ -548,6 +591,15 @@ class Filesystem:
                     self.files.changed_size(handle.node, 0, losses)
         handle.appends = bool(flags & os.O_APPEND)
         return handle
+
+    def _is_surely_ours(self, path: bytes, node: Node) -> bool:
+        """True for a file that we made and may read, whose name the server need not be asked for just now."""
+        try:
+            is_there = self._ns.fresh(path) is node
+        except Absent:
+            return False
+        readable = stat.S_ISREG(node.mode) and bool(node.mode & 0o400)
+        return is_there and readable and self._ns.is_ours(node) and self._removed.node_at(path) is None
 
     def _open(self, path: bytes, pflags: int, writable: bool) -> Handle:
         while True:
@@ -566,6 +618,7 @@ class Filesystem:
     def create(self, path: bytes, flags: int, mode: int) -> Handle:
         """Create and open a file; with O_EXCL it fails with EEXIST where the name is taken."""
         pflags = pflags_of(flags) | wire.FXF_CREAT | (wire.FXF_EXCL if flags & os.O_EXCL else 0)
+        self._owed.settle(self._directory_of(path))
         losses = self.files.losses
         try:
             remote, attrs = self._remote.open(self._far_path(path), pflags, Attrs(mode=stat.S_IMODE(mode)))
@@ -573,6 +626,7 @@ class Filesystem:
             self._ns.distrust_path(path)
             raise
         node = self._ns.created(path, attrs)
+        node.ours = bool(pflags & wire.FXF_EXCL)
         handle = self.files.attach(node, remote, attrs, flags & os.O_ACCMODE != os.O_RDONLY)
         if pflags & wire.FXF_TRUNC and not pflags & wire.FXF_EXCL:
             self.files.changed_size(node, 0, losses)  # it may have been there after all
@@ -582,5 +636,6 @@ class Filesystem:
 
     def fsyncdir(self, path: bytes) -> None:
         """What is pending below a directory is stored; SFTP has no fsync of the directory itself."""
+        self._owed.settle_all()
         for node in self._ns.open_nodes(path):
             self.files.store(node, commit=True)

@@ -304,6 +304,10 @@ class Remote(Reconnecting):
             what = "setstat" if attrs.size is None else "truncate"
             self._meta(what, wire.SETSTAT, body, Pending.expect_ok, (path,))
 
+    def setstat_soon(self, session: Session, path: bytes, attrs: Attrs) -> Pending:
+        """Send SETSTAT on ``session``, ahead of the metadata requests that follow. Raises ConnectionLost."""
+        return session.meta.request(wire.SETSTAT, wire.string(path) + wire.attrs(attrs))
+
     # -- files ------------------------------------------------------------------------------------------------------
 
     def open(self, path: bytes, pflags: int, attrs: Attrs = Attrs()) -> Tuple[RemoteFile, Attrs]:  # noqa: B008

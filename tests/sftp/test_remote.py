@@ -613,7 +613,9 @@ class TestOutage:
         got: List[object] = []
         threads = [
             threading.Thread(target=lambda: got.append(remote.lstat(b"/home/f").size)),
-            threading.Thread(target=lambda: got.append(stat.S_IFMT(remote.mkdir(b"/home/new", 0o755).mode or 0))),
+            threading.Thread(
+                target=lambda: got.append(stat.S_IFMT(remote.mkdir(b"/home/new", 0o755).mode or 0))
+            ),
         ]
         for thread in threads:
             thread.start()
