@@ -102,9 +102,11 @@ class Listings:
             walk = self._walk(directory)
             walk.asks += 1
             asks = walk.asks
-        if asks & (asks - 1) == 0 and asks > 1:  # after the second, the fourth, the eighth...
-            self._walked(directory)
+            above = self._walks.get(split(directory)[0])
+            is_walk = above is not None and above.steps > 0
+        if asks & (asks - 1) == 0 and (asks > 1 or is_walk):  # after the second, the fourth, the eighth...
             self._list_ahead(directory, asks * _ENTRIES_PER_ASK)
+            self._walked(directory)
 
     # -- who walks where ------------------------------------------------------------------------------------------------
 
