@@ -26,6 +26,9 @@ from .. import waiting
 from ..sftp.wire import Attrs, Entry
 
 ROOT_INO = 1
+NEVER = (float("-inf"), 0)
+# What was listed without a program's asking answers for no longer.
+AHEAD_LIFETIME_S = 5.0
 
 
 class Node:
@@ -60,7 +63,8 @@ class Node:
         self.children: Dict[bytes, Node] = {}
         self.absent: Dict[bytes, float] = {}
         self.complete_until = 0.0
-        self.listed: Tuple[float, int] = (0.0, 0)  # when the complete listing was asked for: seconds, mark
+        # When its last listing was asked for: seconds, mark. Without a lease (``complete_until``) it does not answer ENOENT.
+        self.listed: Tuple[float, int] = NEVER
         self.target: Optional[bytes] = None  # a symlink's target, where known
         self.times_set = False  # by us, and not committed: a server that forgets may have older ones again
         self.aliased = False  # has or had several names: the kernel holds an inode for each
@@ -79,6 +83,10 @@ class Node:
     def is_dir(self) -> bool:
         """True for a directory."""
         return stat.S_ISDIR(self.mode)
+
+    def is_incomplete(self) -> None:
+        """Names may be missing among its children: its listing answers for nothing any more."""
+        self.complete_until, self.listed = 0.0, NEVER
 
     @property
     def is_told(self) -> bool:
@@ -173,18 +181,29 @@ class Namespace:
     def listing(self, path: bytes, *, since_s: Optional[float] = None) -> Optional[List[Tuple[bytes, Node]]]:
         """The names and nodes of a directory whose complete listing is fresh, else None.
 
-        With ``since_s``, a time of the clock, only where the server was asked for it after that, and after our last change.
+        With ``since_s``, a time of the clock, for a program that lists it: only where the server was asked after that, and
+        after our last change in it.
         """
         with self._lock:
             node = self._walk(path)
-            if node is None or node.complete_until <= self._clock():
+            if node is None:
                 return None
-            if since_s is not None:
+            if since_s is None:
+                if node.complete_until <= self._clock():
+                    return None
+            else:
                 listed_s, mark = node.listed
                 if listed_s < since_s or max(self._changes.get(node, 0), self._moved) >= mark:
                     return None
+                node.complete_until = max(node.complete_until, listed_s + self._lifetime_s)
             self._touch(node)
             return list(node.children.items())
+
+    def is_listed(self, path: bytes, since_s: float) -> bool:
+        """True where the names in a directory are known: its listing is fresh, or was asked for after ``since_s``."""
+        with self._lock:
+            node = self._walk(path)
+            return node is not None and (node.complete_until > self._clock() or node.listed[0] >= since_s)
 
     def is_known_empty(self, path: bytes) -> bool:
         """True where a fresh, complete listing has nothing in it."""
@@ -240,7 +259,7 @@ class Namespace:
             if node is not None:
                 self._unlink(parent, name)  # another client replaced it by something else
             elif not current:
-                parent.complete_until = 0.0  # it would show in the listing
+                parent.is_incomplete()  # it would show in the listing
             return self._insert(parent, name, path, attrs, until)
 
     def told_absent(self, path: bytes, mark: int) -> None:
@@ -257,16 +276,20 @@ class Namespace:
                 parent.absent.clear()
             parent.absent[name] = self._clock() + self._lifetime_s
 
-    def told_listing(self, path: bytes, entries: Iterable[Entry], mark: int, asked_s: float = 0.0) -> bool:
+    def told_listing(
+        self, path: bytes, entries: Iterable[Entry], mark: int, asked_s: float, *, ahead: bool = False
+    ) -> bool:
         """The server's whole listing of ``path``, asked for at ``mark`` and, by the clock, at ``asked_s``.
 
+        What no program asked for (``ahead``) is believed for a shorter time, and tells nobody that a name is absent.
         Returns False, taking in nothing, where we changed something in that directory meanwhile: list again.
         """
         with self._lock:
             node = self._walk(path) or self._grow(path)
             if max(self._changes.get(node, 0), self._moved) >= mark:
                 return False
-            until = self._clock() + self._lifetime_s
+            lifetime_s = min(AHEAD_LIFETIME_S, self._lifetime_s) if ahead else self._lifetime_s
+            until = self._clock() + lifetime_s
             prefix = path if path.endswith(b"/") else path + b"/"
             gone = set(node.children)
             for entry in entries:
@@ -281,7 +304,8 @@ class Namespace:
             for name in gone:
                 self._unlink(node, name)
             node.absent.clear()
-            node.complete_until = until
+            if not ahead:
+                node.complete_until = until
             node.listed = (asked_s, mark)
             self._touch(node)
             self._forget_oldest()
@@ -361,7 +385,7 @@ class Namespace:
                 if node.is_dir:
                     self._moved = self._mark
             else:
-                new_parent.complete_until = 0.0
+                new_parent.is_incomplete()
                 new_parent.absent.pop(new_name, None)
                 self._moved = self._mark
             if old_parent is not None:
@@ -405,12 +429,13 @@ class Namespace:
         with self._lock:
             node = self._walk(path)
             if node is not None:
-                node.attrs_until = node.complete_until = 0.0
+                node.attrs_until = 0.0
+                node.is_incomplete()
             if path != b"/":
                 parent_path, name = split(path)
                 parent = self._walk(parent_path)
                 if parent is not None:
-                    parent.complete_until = 0.0
+                    parent.is_incomplete()
                     parent.absent.pop(name, None)
 
     def pin(self, node: Node) -> None:
@@ -445,7 +470,7 @@ class Namespace:
                 grown += b"/" + name
                 found = node.children.get(name)
                 if found is None:
-                    node.complete_until = 0.0  # the listing did not have it: it is a guess
+                    node.is_incomplete()  # the listing did not have it: it is a guess
                     found = self._insert(node, name, grown, Attrs(mode=stat.S_IFDIR | 0o700), 0.0)
                 node = found
         return node
@@ -474,7 +499,7 @@ class Namespace:
             if node.attrs.mtime != attrs.mtime or node.attrs.size != attrs.size:
                 node.target = None
                 if node.is_dir and node is not self.root:
-                    node.complete_until = min(node.complete_until, self._clock())
+                    node.is_incomplete()
             node.attrs = attrs if attrs.mode else attrs._replace(mode=node.attrs.mode)
             node.attrs_until = until if attrs.mode else 0.0
         return node
@@ -508,7 +533,7 @@ class Namespace:
         while len(self._inos) > self._entries_max and tries > 0:
             tries -= 1
             directory, _ = self._used.popitem(last=False)
-            directory.complete_until = 0.0
+            directory.is_incomplete()
             directory.absent.clear()
             for name, child in list(directory.children.items()):
                 if not any(True for _ in self._pinned(child)):

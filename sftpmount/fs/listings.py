@@ -2,9 +2,9 @@
 
 find, rsync, tar and rm -r come to one directory after the other, and would wait two round trips for each; rsync and others
 ask for name after name without listing anything. What is recognised as such is listed ahead, in threads of our own, and
-taken from there: a listing answers for its names as long as attributes live (a lease, see ``cache.namespace``), but for a
-program that lists the directory only ``REUSE_S``, and only where this mount has changed nothing in it since. So whoever
-made a lock file and then looks for another's sees what was there after its own.
+taken from there: for the attributes of names that are there, for some seconds (see ``cache.namespace``); for a program
+that lists the directory for ``REUSE_S``, and only where this mount has changed nothing in it since. So whoever made a lock
+file and then looks for another's sees what was there after its own.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import Remote
 from ..sftp.wire import Entry
 
-# As long as the kernel itself keeps a name.
-REUSE_S = 1.0
+# Half as long as the kernel itself keeps a name.
+REUSE_S = 0.5
 # A walk is over when its program has not come to the next directory for so long.
 WALK_S = 10.0
 AHEAD_MAX = 32
@@ -134,10 +134,7 @@ class Listings:
             above.steps += 1
             above.tried.add(name)
             budget = min(AHEAD_MAX, 4**above.steps)
-        siblings = self._ns.listing(parent)
-        if siblings is None:
-            return
-        names = [sibling for sibling, node in siblings if node.is_dir]
+        names = [sibling for sibling, node in self._ns.children(parent) if node.is_dir]
         at = names.index(name) + 1 if name in names else 0
         with self._lock:
             next_ones = [each for each in names[at:] + names[:at] if each not in above.tried][:budget]
@@ -148,7 +145,7 @@ class Listings:
     # -- ahead ------------------------------------------------------------------------------------------------------------
 
     def _list_ahead(self, path: bytes, entries_max: int) -> None:
-        if self._ns.listing(path) is not None:
+        if self._ns.is_listed(path, self._clock() - REUSE_S):
             return
         with self._lock:
             if path in self._running:
@@ -167,7 +164,7 @@ class Listings:
             mark, asked_s = self._ns.mark(), self._clock()
             entries = self._remote.list_on(session, self._far_path(path), entries_max)
             if not self._is_strange(path, entries):
-                self._ns.told_listing(path, entries, mark, asked_s)
+                self._ns.told_listing(path, entries, mark, asked_s, ahead=True)
         except (FsError, StatusError, ConnectionLost):
             pass
         finally:
