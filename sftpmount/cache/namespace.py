@@ -36,6 +36,7 @@ class Node:
 
     __slots__ = (
         "absent",
+        "ahead",
         "aliased",
         "attrs",
         "attrs_until",
@@ -45,7 +46,6 @@ class Node:
         "file",
         "ino",
         "links",
-        "listed",
         "operation",
         "ours",
         "owed",
@@ -63,8 +63,8 @@ class Node:
         self.children: Dict[bytes, Node] = {}
         self.absent: Dict[bytes, float] = {}
         self.complete_until = 0.0
-        # When its last listing was asked for: seconds, mark. Without a lease (``complete_until``) it does not answer ENOENT.
-        self.listed: Tuple[float, int] = NEVER
+        # When a listing that no program has seen yet was asked for: seconds, mark.
+        self.ahead: Tuple[float, int] = NEVER
         self.target: Optional[bytes] = None  # a symlink's target, where known
         self.times_set = False  # by us, and not committed: a server that forgets may have older ones again
         self.aliased = False  # has or had several names: the kernel holds an inode for each
@@ -86,7 +86,7 @@ class Node:
 
     def is_incomplete(self) -> None:
         """Names may be missing among its children: its listing answers for nothing any more."""
-        self.complete_until, self.listed = 0.0, NEVER
+        self.complete_until, self.ahead = 0.0, NEVER
 
     @property
     def is_told(self) -> bool:
@@ -178,32 +178,36 @@ class Namespace:
                 raise Absent
             return None
 
-    def listing(self, path: bytes, *, since_s: Optional[float] = None) -> Optional[List[Tuple[bytes, Node]]]:
-        """The names and nodes of a directory whose complete listing is fresh, else None.
+    def listing(self, path: bytes) -> Optional[List[Tuple[bytes, Node]]]:
+        """The names and nodes of a directory whose complete listing is fresh, else None."""
+        with self._lock:
+            node = self._walk(path)
+            if node is None or node.complete_until <= self._clock():
+                return None
+            self._touch(node)
+            return list(node.children.items())
 
-        With ``since_s``, a time of the clock, for a program that lists it: only where the server was asked after that, and
-        after our last change in it.
+    def take_listing_ahead(self, path: bytes, since_s: float) -> Optional[List[Tuple[bytes, Node]]]:
+        """The names and nodes that a listing ahead has brought, for one program, once; else None.
+
+        Only where the server was asked after ``since_s``, a time of the clock, and after our last change in there.
         """
         with self._lock:
             node = self._walk(path)
             if node is None:
                 return None
-            if since_s is None:
-                if node.complete_until <= self._clock():
-                    return None
-            else:
-                listed_s, mark = node.listed
-                if listed_s < since_s or max(self._changes.get(node, 0), self._moved) >= mark:
-                    return None
-                node.complete_until = max(node.complete_until, listed_s + self._lifetime_s)
+            (asked_s, mark), node.ahead = node.ahead, NEVER
+            if asked_s < since_s or max(self._changes.get(node, 0), self._moved) >= mark:
+                return None
+            node.complete_until = max(node.complete_until, asked_s + self._lifetime_s)
             self._touch(node)
             return list(node.children.items())
 
     def is_listed(self, path: bytes, since_s: float) -> bool:
-        """True where the names in a directory are known: its listing is fresh, or was asked for after ``since_s``."""
+        """True where its listing is fresh, or one ahead was asked for after ``since_s``."""
         with self._lock:
             node = self._walk(path)
-            return node is not None and (node.complete_until > self._clock() or node.listed[0] >= since_s)
+            return node is not None and (node.complete_until > self._clock() or node.ahead[0] >= since_s)
 
     def is_known_empty(self, path: bytes) -> bool:
         """True where a fresh, complete listing has nothing in it."""
@@ -277,18 +281,18 @@ class Namespace:
             parent.absent[name] = self._clock() + self._lifetime_s
 
     def told_listing(
-        self, path: bytes, entries: Iterable[Entry], mark: int, asked_s: float, *, ahead: bool = False
+        self, path: bytes, entries: Iterable[Entry], mark: int, *, ahead_s: Optional[float] = None
     ) -> bool:
-        """The server's whole listing of ``path``, asked for at ``mark`` and, by the clock, at ``asked_s``.
+        """The server's whole listing of ``path``, asked for at ``mark``.
 
-        What no program asked for (``ahead``) is believed for a shorter time, and tells nobody that a name is absent.
+        What no program asked for (but we, at ``ahead_s``) is believed for a shorter time, and tells of no absent names.
         Returns False, taking in nothing, where we changed something in that directory meanwhile: list again.
         """
         with self._lock:
             node = self._walk(path) or self._grow(path)
             if max(self._changes.get(node, 0), self._moved) >= mark:
                 return False
-            lifetime_s = min(AHEAD_LIFETIME_S, self._lifetime_s) if ahead else self._lifetime_s
+            lifetime_s = min(AHEAD_LIFETIME_S, self._lifetime_s) if ahead_s is not None else self._lifetime_s
             until = self._clock() + lifetime_s
             prefix = path if path.endswith(b"/") else path + b"/"
             gone = set(node.children)
@@ -304,9 +308,10 @@ class Namespace:
             for name in gone:
                 self._unlink(node, name)
             node.absent.clear()
-            if not ahead:
-                node.complete_until = until
-            node.listed = (asked_s, mark)
+            if ahead_s is None:
+                node.complete_until, node.ahead = until, NEVER
+            else:
+                node.ahead = (ahead_s, mark)
             self._touch(node)
             self._forget_oldest()
             return True

@@ -3,7 +3,7 @@
 find, rsync, tar and rm -r come to one directory after the other, and would wait two round trips for each; rsync and others
 ask for name after name without listing anything. What is recognised as such is listed ahead, in threads of our own, and
 taken from there: for the attributes of names that are there, for some seconds (see ``cache.namespace``); for a program
-that lists the directory for ``REUSE_S``, and only where this mount has changed nothing in it since. So whoever made a lock
+that lists the directory for ``AHEAD_S``, once, and only where this mount has changed nothing in it since. So whoever made a lock
 file and then looks for another's sees what was there after its own.
 """
 
@@ -22,8 +22,8 @@ from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import Remote
 from ..sftp.wire import Entry
 
-# Half as long as the kernel itself keeps a name.
-REUSE_S = 0.5
+# So old may a listing be that a program is given: the kernel itself keeps a name for twice as long.
+AHEAD_S = 0.5
 # A walk is over when its program has not come to the next directory for so long.
 WALK_S = 10.0
 AHEAD_MAX = 32
@@ -82,15 +82,15 @@ class Listings:
             running = self._running.get(path)
         if running is not None:
             _wait(running)
-        listing = self._ns.listing(path, since_s=self._clock() - REUSE_S)
+        listing = self._ns.take_listing_ahead(path, self._clock() - AHEAD_S)
         entries: List[Entry] = []
         for _ in range(_LISTINGS_AGAIN if listing is None else 0):
             # Again where we changed something in it while the server was listing it.
-            mark, asked_s = self._ns.mark(), self._clock()
+            mark = self._ns.mark()
             entries = self._remote.listdir(self._far_path(path))
             if self._is_strange(path, entries) and self._was_another_directory():
                 continue
-            if self._ns.told_listing(path, entries, mark, asked_s):
+            if self._ns.told_listing(path, entries, mark):
                 listing = self._ns.listing(path)
                 break
         return listing, entries
@@ -145,7 +145,7 @@ class Listings:
     # -- ahead ------------------------------------------------------------------------------------------------------------
 
     def _list_ahead(self, path: bytes, entries_max: int) -> None:
-        if self._ns.is_listed(path, self._clock() - REUSE_S):
+        if self._ns.is_listed(path, self._clock() - AHEAD_S):
             return
         with self._lock:
             if path in self._running:
@@ -164,7 +164,7 @@ class Listings:
             mark, asked_s = self._ns.mark(), self._clock()
             entries = self._remote.list_on(session, self._far_path(path), entries_max)
             if not self._is_strange(path, entries):
-                self._ns.told_listing(path, entries, mark, asked_s, ahead=True)
+                self._ns.told_listing(path, entries, mark, ahead_s=asked_s)
         except (FsError, StatusError, ConnectionLost):
             pass
         finally:
