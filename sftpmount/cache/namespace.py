@@ -89,6 +89,11 @@ class Node:
         self.complete_until, self.ahead = 0.0, NEVER
 
     @property
+    def is_file(self) -> bool:
+        """True for a regular file."""
+        return stat.S_ISREG(self.mode)
+
+    @property
     def is_told(self) -> bool:
         """True where the server gave a type, and a size if it is a file's: listings may leave them out."""
         return self.attrs.mode is not None and (self.attrs.size is not None or not stat.S_ISREG(self.mode))

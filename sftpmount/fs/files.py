@@ -178,13 +178,41 @@ class Files:
             self._remote.close_file(remote)
             raise
 
-    def attach_unopened(self, node: Node, far_path: bytes, pflags: int) -> Handle:
+    def is_held(self, node: Node) -> bool:
+        """True where all bytes of a small file are at hand, as far as we know."""
+        file: Optional[FileCache] = node.file
+        return file is not None and file.is_held
+
+    def is_fresh(self, node: Node, since_s: float) -> bool:
+        """The same, where they were asked for after ``since_s``, a time of the clock, and would be believed at an open."""
+        file: Optional[FileCache] = node.file
+        if file is None:
+            return False
+        with file.lock:
+            return file.ahead_s >= since_s and file.is_held and self._is_true(node, file)
+
+    def keep(self, node: Node, attrs: Attrs, data: bytes, asked_s: float) -> None:
+        """All bytes of a small file, and the attributes that they came with; asked for ahead of a program."""
+        with node.operation:
+            file = self._cache_of(node, attrs)
+            self.revalidate(node)
+            with file.lock:
+                is_theirs = not file.authoritative and not file.unsafe
+                if is_theirs and file.validator == (attrs.size, attrs.mtime) and file.size == len(data):
+                    if data:
+                        self._clean.put(file.file_id, 0, data)
+                    file.ahead_s = asked_s
+
+    def attach_unopened(
+        self, node: Node, far_path: bytes, pflags: int, *, is_at_hand: bool = False
+    ) -> Handle:
         """The handle, for reading, of a file that this mount has just made: the server is asked when it is read.
 
-        Programs open what they have made to change its attributes (rsync), or to sync it.
+        Programs open what they have made to change its attributes (rsync), or to sync it. What ``is_at_hand`` is read without
+        asking, as long as the bytes are held.
         """
         handle = self.attach(node, RemoteFile(far_path, pflags), node.attrs, writable=False)
-        handle.unopened, handle.trusted = True, False
+        handle.unopened, handle.trusted = not is_at_hand, False
         return handle
 
     def _open_late(self, handle: Handle) -> None:
@@ -213,10 +241,7 @@ class Files:
             remote.seen = file.validator
 
     def _new_handle(self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool) -> Handle:
-        if node.file is None:
-            node.file = FileCache(next(self._file_ids), attrs.size or 0, self._clean)
-            node.file.times_set = node.times_set
-        file: FileCache = node.file
+        file = self._cache_of(node, attrs)
         trusted = self.revalidate(node)
         handle = Handle(node, file, remote, writable, Pattern(self._read_ahead_bytes_max))
         # The kernel caches each name of a hard link by itself: what was written through another is not in it.
@@ -228,6 +253,19 @@ class Files:
                 file.writers.append(remote)
         return handle
 
+    def _cache_of(self, node: Node, attrs: Attrs) -> FileCache:
+        """For who holds ``node.operation``."""
+        if node.file is None:
+            node.file = FileCache(next(self._file_ids), attrs.size or 0, self._clean)
+            node.file.times_set = node.times_set
+        file: FileCache = node.file
+        return file
+
+    def _is_true(self, node: Node, file: FileCache) -> bool:
+        """The clean bytes belong to the node's attributes, and those are old enough to tell. For who holds ``file.lock``."""
+        attrs = node.attrs
+        return file.validator == (attrs.size, attrs.mtime) and (attrs.mtime or 0) < self._wall() - RACY_S
+
     def revalidate(self, node: Node) -> bool:
         """The node's attributes are new: are the bytes we hold of it still true? Drops them where they may not be."""
         file: Optional[FileCache] = node.file
@@ -237,12 +275,11 @@ class Files:
         with file.lock:
             if file.authoritative or file.unsafe:
                 return True  # ours are the newest
-            now = (attrs.size, attrs.mtime)
-            trusted = file.validator == now and (attrs.mtime or 0) < self._wall() - RACY_S
+            trusted = self._is_true(node, file)
             if not trusted:
                 file.distrust()
                 file.size = attrs.size or 0
-                file.believe(now)
+                file.believe((attrs.size, attrs.mtime))
                 file.committed_mtime = attrs.mtime or 0
             return trusted
 

@@ -26,6 +26,7 @@ from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote
 from ..sftp.session import Session
 from ..sftp.wire import Attrs
 from .files import Files, held_still
+from .files_ahead import FilesAhead
 from .handles import Handle, Stat, pflags_of
 from .identity import MountedDirectory
 from .links import as_relative, leads_out
@@ -105,6 +106,7 @@ class Filesystem:
             was_another_directory=self._was_another_directory,
             clock=clock,
         )
+        self._files_ahead = FilesAhead(remote, self._ns, self.files, self._far_path, clock=clock)
         self._mounted = MountedDirectory(self._ns)
         remote.on_connected = self._mounted.check
         # What happens in open files is theirs alone.
@@ -167,6 +169,7 @@ class Filesystem:
         """Stop the background work. What was not drained is given up."""
         self._owed.close()
         self._listings.close()
+        self._files_ahead.close()
         self.files.close()
 
     def _far_path(self, path: bytes) -> bytes:
@@ -277,6 +280,7 @@ class Filesystem:
     def readdir(self, path: bytes) -> List[Tuple[bytes, int, int]]:
         """Every name of a directory as ``(name, ino, mode)``; mode 0 where the server did not tell the type."""
         listing, entries = self._listings.read(path)
+        self._files_ahead.listed(path)
         if listing is None:
             found = [(entry.name, UNKNOWN_INO, entry.attrs.mode or 0) for entry in entries]
         else:
@@ -575,8 +579,11 @@ class Filesystem:
         pflags = pflags_of(flags)
         node = self._ns.get(path)
         losses = self.files.losses
-        if not writable and node is not None and self._is_surely_ours(path, node):
-            return self.files.attach_unopened(node, self._far_path(path), pflags)
+        if not writable and node is not None and self._removed.node_at(path) is None:
+            if self._is_surely_ours(path, node):
+                return self.files.attach_unopened(node, self._far_path(path), pflags)
+            if self._files_ahead.is_at_hand(path, node):
+                return self.files.attach_unopened(node, self._far_path(path), pflags, is_at_hand=True)
         self._owed.settle(node)
         if not pflags & wire.FXF_TRUNC:
             handle = self._open(path, pflags, writable)
@@ -598,8 +605,7 @@ class Filesystem:
             is_there = self._ns.fresh(path) is node
         except Absent:
             return False
-        readable = stat.S_ISREG(node.mode) and bool(node.mode & 0o400)
-        return is_there and readable and self._ns.is_ours(node) and self._removed.node_at(path) is None
+        return is_there and node.is_file and bool(node.mode & 0o400) and self._ns.is_ours(node)
 
     def _open(self, path: bytes, pflags: int, writable: bool) -> Handle:
         while True:

@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
-from typing import Callable, Dict, List, Optional, Set, Tuple
+from typing import Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from .. import waiting
 from ..cache.namespace import Namespace, Node, split
 from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import Remote
 from ..sftp.wire import Entry
+from . import order
 
 # So old may a listing be that a program is given: the kernel itself keeps a name for twice as long.
 AHEAD_S = 0.5
 # A walk is over when its program has not come to the next directory for so long.
 WALK_S = 10.0
 AHEAD_MAX = 32
+_AHEAD_FIRST = 2
+_RECENT = 3
 _THREADS = 8
 _WALKS_MAX = 500
 # A listing that nobody has asked for may cost this much for each single name that was: a round trip is worth some kilobytes.
@@ -37,13 +39,15 @@ _LISTINGS_AGAIN = 3
 class _Walk:
     """What programs did in one directory lately."""
 
-    __slots__ = ("asks", "last_s", "steps", "tried")
+    __slots__ = ("asks", "last_s", "recent", "steps", "tried", "window")
 
     def __init__(self) -> None:
         self.last_s = 0.0
         self.asks = 0  # single names that the server was asked for
         self.steps = -1  # directories in it that were come to; -1 where it was not walked itself
-        self.tried: Set[bytes] = set()  # directories in it that were listed ahead
+        self.recent: Deque[bytes] = deque(maxlen=_RECENT)  # the last of them
+        self.tried: Set[bytes] = set()  # directories in it that were listed ahead, and not come to yet
+        self.window = _AHEAD_FIRST
 
 
 class Listings:
@@ -81,7 +85,7 @@ class Listings:
         with self._lock:
             running = self._running.get(path)
         if running is not None:
-            _wait(running)
+            waiting.result(running)
         listing = self._ns.take_listing_ahead(path, self._clock() - AHEAD_S)
         entries: List[Entry] = []
         for _ in range(_LISTINGS_AGAIN if listing is None else 0):
@@ -132,15 +136,25 @@ class Listings:
                 return
             above = self._walk(parent)
             above.steps += 1
-            above.tried.add(name)
-            budget = min(AHEAD_MAX, 4**above.steps)
-        names = [sibling for sibling, node in self._ns.children(parent) if node.is_dir]
-        at = names.index(name) + 1 if name in names else 0
+            above.recent.append(name)
+            if name in above.tried:
+                above.tried.discard(name)
+                is_in_time = self._ns.is_listed(path, self._clock() - AHEAD_S)
+                above.window = min(above.window * 2, AHEAD_MAX) if is_in_time else max(above.window // 2, 1)
+            window, recent = above.window, list(above.recent)
+        entries = [entry for entry in self._ns.children(parent) if entry[1].is_dir]
+        which = order.guess(entries, recent)
+        next_ones = order.after(order.ORDERS[which or 0](entries), name)
+        if which is None:  # then any of them, and sooner
+            window = min(AHEAD_MAX, 4**above.steps)
         with self._lock:
-            next_ones = [each for each in names[at:] + names[:at] if each not in above.tried][:budget]
+            above.tried.intersection_update(next_ones[:AHEAD_MAX])  # the others were passed over
+            next_ones = [each for each in next_ones if each not in above.tried][
+                : max(0, window - len(above.tried))
+            ]
             above.tried.update(next_ones)
         for each in next_ones:
-            self._list_ahead((b"" if parent == b"/" else parent) + b"/" + each, _ENTRIES_PER_ASK * budget)
+            self._list_ahead((b"" if parent == b"/" else parent) + b"/" + each, _ENTRIES_PER_ASK * window)
 
     # -- ahead ------------------------------------------------------------------------------------------------------------
 
@@ -175,12 +189,3 @@ class Listings:
         """True where nothing is there of what we know to be."""
         known = {name for name, _ in self._ns.children(path)}
         return bool(known) and not any(entry.name in known for entry in entries)
-
-
-def _wait(running: Future[None]) -> None:
-    while True:
-        try:
-            running.result(waiting.POLL_S)
-            return
-        except NotYet:
-            waiting.check()

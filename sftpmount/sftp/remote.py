@@ -351,6 +351,32 @@ class Remote(Reconnecting):
             )
             raise self.explain(what, status, path) from None
 
+    def read_whole_on(self, session: Session, path: bytes, bytes_max: int) -> Optional[Tuple[Attrs, bytes]]:
+        """A small file's attributes and bytes, opened and closed for that, in two round trips, once, on this session.
+
+        None where it is longer than ``bytes_max``, or was changed meanwhile. Raises StatusError, ConnectionLost.
+        """
+        lane = session.read_lane
+        opening = lane.request(wire.OPEN, wire.open_body(path, wire.FXF_READ))
+        looking = lane.request(wire.LSTAT, wire.string(path))
+        handle = handle_of(lane, opening)
+        reading: List[Pending] = []
+        try:
+            attrs = looking.wait().attrs()
+            size, step = attrs.size, session.limits.read_bytes
+            if size is None or size > bytes_max or not stat.S_ISREG(attrs.mode or 0):
+                return None
+            for at in range(0, size, step):
+                body = wire.read_body(handle, at, min(step, size - at))
+                reading.append(lane.request(wire.READ, body))
+            looking = lane.request(wire.FSTAT, wire.string(handle))
+        finally:
+            lane.request(wire.CLOSE, wire.string(handle), callback=_log_close_error)
+        data = b"".join([part.wait().data() for part in reading])
+        now = looking.wait().attrs()
+        is_whole = len(data) == size and (now.size, now.mtime) == (size, attrs.mtime)
+        return (attrs, data) if is_whole else None
+
     def read_soon(
         self,
         file: RemoteFile,
