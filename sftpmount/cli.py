@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
+import pwd
 import resource
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Union
 
-from . import __version__, daemon, logs, mountpoint, options
-from .errors import ConnectionLost, MountpointError, RemoteDirectoryError, SftpMountError, Unreachable
+from . import daemon, helper, logs, mountpoint, options, usage
+from .errors import (
+    ConnectionLost,
+    MountpointError,
+    RemoteDirectoryError,
+    SftpMountError,
+    Unreachable,
+    UsageError,
+)
 from .logs import printable
+from .notify import Notify
 from .options import MountOptions
 from .prompt import Prompt
 
@@ -24,61 +34,62 @@ log = logging.getLogger(__name__)
 # Python's default of 5 ms lets the thread that computes hold up the one that answers the kernel: at 0.5 ms a sequential
 # write is a third faster.
 SWITCH_INTERVAL_S = 0.0005
+_PR_SET_DUMPABLE = 4  # prctl(2)
 # malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 _NO_FSYNC = "this server has no fsync@openssh.com: what it has received may be lost if it crashes."
 
-_HELP_BEGINS = r"""usage: sftpmount [user@]host:[dir] mountpoint [options]
-       sftpmount sftp://[user@]host[:port][/dir] mountpoint [options]
-       sftpmount audit [user@]host[:dir] [options] [--json]   would it be fit?
-  -o NAME[=VALUE],...  the options below; a comma within a value is written \,
-  -p PORT, -F FILE     Port=PORT, ssh_config=FILE
-  -f, -d               stay in the foreground; and log everything to stderr
-  -h, -V               this text; the version
-"""
-_HELP_ENDS = """Other options of sshfs, ssh_config and mount(8) are taken where they make sense.
-Exit status: 0 mounted, 1 unexpected, or data could not be stored, 2 usage,
-  3 mountpoint, 4 FUSE, 5 unreachable, 6 host key, 7 algorithms, 8 login,
-  9 remote directory, 130 interrupted. To unmount: fusermount3 -u mountpoint
-"""
-
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command with ``argv`` (default: the process's); returns the exit status, having said why on stderr."""
+    words = sys.argv[1:] if argv is None else argv
+    if list(words[:1]) == ["mount-helper"]:  # no place of a mount is without a colon
+        return helper.exit_status(_status_of(lambda: _help_mount(words[1:])))
+    return _status_of(lambda: _run(words))
+
+
+def _status_of(run: Callable[[], int]) -> int:
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return run()
     except SftpMountError as error:
-        print(f"sftpmount: {printable(str(error))}", file=sys.stderr)
+        priority = "<3>" if logs.is_journal(sys.stderr, os.environ) else ""
+        print(f"{priority}sftpmount: {printable(str(error))}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("sftpmount: interrupted.", file=sys.stderr)
         return daemon.INTERRUPTED
 
 
-def help_text() -> str:
-    """What --help prints: at most 80 columns, and no more lines than a screen has."""
-    lines = []
-    for title, group in options.GROUPS:
-        lines.append(f"{title}:")
-        for option in group:
-            name = f"{option.name}={option.value}" if option.value else option.name
-            lines.append(f"  {name:<30} {option.help}")
-    return _HELP_BEGINS + "\n".join(lines) + "\n" + _HELP_ENDS
-
-
 def _run(argv: Sequence[str]) -> int:
-    if list(argv[:1]) == ["audit"]:  # no place of a mount is without a colon
+    if list(argv[:1]) == ["audit"]:
         return _audit(argv[1:])
-    line = options.split(argv)
-    if line.help or line.version:
-        print(help_text() if line.help else f"sftpmount {__version__}", end="" if line.help else "\n")
+    return _mount_line(options.split(argv))
+
+
+def _help_mount(argv: Sequence[str]) -> int:
+    call = helper.understand(argv)
+    for name in call.left_out:
+        print(f"sftpmount: option {printable(name[:40])!r} is not known, and left out.", file=sys.stderr)
+    return _mount_line(call.line, fake=call.fake)
+
+
+def _mount_line(line: options.CommandLine, *, fake: bool = False) -> int:
+    """Do what a sorted command line asks for; with ``fake`` as mount -f does, all but the mount."""
+    text = usage.answer(line)
+    if text:
+        sys.stdout.write(text)
         return 0
-    wanted = _independent_of_cwd(options.understand(line))
+    wanted = options.understand(line)
+    if wanted.setuid is not None:
+        _become(wanted.setuid)
+    wanted = _independent_of_cwd(wanted)
     hidden = mountpoint.check(wanted.mountpoint, nonempty=wanted.nonempty)
     from .fs import fuse  # late: --help needs neither libfuse nor paramiko
 
     fuse.check_available()
+    if fake:
+        return 0
     if wanted.foreground:
         daemon.leave(_mount(wanted, lambda: None))
 
@@ -102,11 +113,30 @@ def _run(argv: Sequence[str]) -> int:
     return 0
 
 
+def _become(name: str) -> None:
+    """Make this process that user's, with his groups and home directory."""
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        raise UsageError(f"option setuid: there is no user {name!r} here: name another.") from None
+    if user.pw_uid == os.geteuid():
+        return
+    if os.geteuid() != 0:
+        raise UsageError(f"option setuid={name} is for root: leave it out to mount as yourself.")
+    os.initgroups(name, user.pw_gid)
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+    os.environ.update(HOME=user.pw_dir, USER=name, LOGNAME=name)
+
+
 def _audit(argv: Sequence[str]) -> int:
     line = options.split(argv, further=["json"])
-    if line.help or line.version:
-        return _run(["--help" if line.help else "--version"])
+    text = usage.answer(line)
+    if text:
+        sys.stdout.write(text)
+        return 0
     wanted = options.understand_audit(line)
+    _keep_secrets(wanted)
     logs.configure(
         wanted.log_level, log_file=wanted.log_file, stream=sys.stderr if wanted.debug else None, syslog=""
     )
@@ -118,7 +148,7 @@ def _audit(argv: Sequence[str]) -> int:
 def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
     """Connect, mount, serve until unmounted, store what is held; returns the exit status. ``ready`` is called in between."""
     daemon.die_of_stop_signals()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold keys and passwords
+    _keep_secrets(wanted)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _tune_malloc()
     prompt = Prompt(os.environ, batch_mode=wanted.ssh.batch_mode)
@@ -127,15 +157,35 @@ def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
         terminal = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     notices = logs.configure(wanted.log_level, log_file=wanted.log_file, stream=terminal)
 
+    notify = Notify(os.environ)
+
     def usable() -> None:
         for notice in notices:  # not before: a failure is to be the only thing said
             prompt.notice(notice)
         ready()
+        notify.tell(
+            "READY=1", f"STATUS={printable(wanted.fsname)} is mounted on {printable(wanted.mountpoint)}"
+        )
 
-    lost = _connect_and_serve(wanted, prompt, usable)
+    lost = _connect_and_serve(wanted, prompt, usable, notify)
     for each in lost:
         log.error("not stored: %s", each)
     return 1 if lost else 0
+
+
+def _keep_secrets(wanted: MountOptions) -> None:
+    """No core of this process or of what it runs, unless asked for: it would hold keys, passwords and what is in the files.
+
+    The limit does not bind a program that the kernel pipes cores to (core(5)); that the process is not dumpable does, and
+    keeps the user's other processes from reading its memory (ptrace(2)).
+    """
+    if wanted.core_dumps:
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    except AttributeError:
+        pass  # another libc
 
 
 def _tune_malloc() -> None:
@@ -153,7 +203,9 @@ def _tune_malloc() -> None:
         pass  # another libc
 
 
-def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[], None]) -> List[str]:
+def _connect_and_serve(
+    wanted: MountOptions, prompt: Prompt, ready: Callable[[], None], notify: Notify
+) -> List[str]:
     """Wire the parts and run them; returns what could not be stored ("path: reason")."""
     from .fs.filesystem import Filesystem
     from .sftp.remote import Remote
@@ -186,7 +238,12 @@ def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[],
         # The log says so, too, but in the background nobody sees it.
         if not wanted.foreground and not filesystem.describe()["fsync"]:
             prompt.notice(_NO_FSYNC)
-        return _serve(filesystem, wanted, ready)
+
+        def drain() -> List[str]:
+            with notify.draining(lambda: (len(filesystem.unstored()), remote.connected)):
+                return filesystem.drain()
+
+        return _serve(filesystem, wanted, ready, drain)
     except ChannelRefused as error:
         place = wanted.ssh.host
         raise RemoteDirectoryError(f"{place} offers no SFTP ({error}): enable the subsystem there.") from None
@@ -197,8 +254,10 @@ def _connect_and_serve(wanted: MountOptions, prompt: Prompt, ready: Callable[[],
         remote.close()
 
 
-def _serve(filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], None]) -> List[str]:
-    """Mount ``filesystem`` until it is unmounted or a signal comes; returns what could not be stored."""
+def _serve(
+    filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], None], drain: Callable[[], List[str]]
+) -> List[str]:
+    """Mount ``filesystem`` until it is unmounted or a signal comes, then ``drain``; returns what could not be stored."""
     from .fs import fuse
 
     mount_id: Optional[int] = None
@@ -217,19 +276,20 @@ def _serve(filesystem: Filesystem, wanted: MountOptions, ready: Callable[[], Non
         return [os.fsdecode(path) + ": interrupted" for path in filesystem.unstored()]
 
     try:
-        return daemon.supervise(
-            lambda on_ready, on_forced: fuse.serve(
-                filesystem,
-                wanted.mountpoint,
-                fuse_options=_fuse_options(wanted),
-                on_ready=on_ready,
-                on_forced=on_forced,
-            ),
-            ready=mounted,
-            unmount=lambda: mountpoint.unmount(wanted.mountpoint, mount_id),
-            store=filesystem.drain,
-            unstored=unstored,
-        )
+        with daemon.harmless_stderr() if wanted.debug else contextlib.nullcontext():
+            return daemon.supervise(
+                lambda on_ready, on_forced: fuse.serve(
+                    filesystem,
+                    wanted.mountpoint,
+                    fuse_options=_fuse_options(wanted),
+                    on_ready=on_ready,
+                    on_forced=on_forced,
+                ),
+                ready=mounted,
+                unmount=lambda: mountpoint.unmount(wanted.mountpoint, mount_id),
+                store=drain,
+                unstored=unstored,
+            )
     except MountpointError as error:
         said = noise.end() if noise else ""
         raise MountpointError(f"{error} ({said})" if said else str(error)) from None

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Callable, Deque, Dict, Iterator, List, NoReturn, Optional, Tuple, Union
 
 from .errors import SftpMountError
+from .logs import printable
 
 log = logging.getLogger(__name__)
 
@@ -256,6 +257,29 @@ class Noise:
         text = os.pread(self._kept, 4096, 0).decode("utf-8", "replace")
         os.close(self._kept)
         return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+@contextlib.contextmanager
+def harmless_stderr() -> Iterator[None]:
+    """Within, what is written to descriptor 2 arrives there as ``printable`` has it, line by line: when libfuse debugs, it
+    repeats names as a server made them."""
+    terminal = os.dup(2)
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(writer)
+
+    def carry() -> None:
+        with os.fdopen(reader, "rb") as lines, os.fdopen(terminal, "wb", buffering=0) as shown:
+            for line in lines:
+                shown.write(os.fsencode(printable(os.fsdecode(line).rstrip("\n").expandtabs())) + b"\n")
+
+    thread = threading.Thread(target=carry, name="stderr", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        thread.join(1.0)  # a ProxyCommand may hold the other end for longer
 
 
 # -- signals -------------------------------------------------------------------------------------------------------------

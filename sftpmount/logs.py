@@ -10,11 +10,13 @@ import logging
 import logging.handlers
 import os
 import stat
-from typing import List, Optional, TextIO
+from typing import List, Mapping, Optional, TextIO
 
 from .errors import UsageError
 
 SYSLOG_SOCKET = "/dev/log"
+# syslog(3)
+_PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 
 
 def printable(text: str) -> str:
@@ -29,6 +31,14 @@ class _Formatter(logging.Formatter):
 
     def formatException(self, ei: object) -> str:
         return "\n".join(printable(line) for line in super().formatException(ei).splitlines())  # type: ignore[arg-type]
+
+
+class _JournalFormatter(_Formatter):
+    """Each line begins with its priority, as sd-daemon(3) has it; the journal has times and names of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = _PRIORITIES.get(record.levelno, _PRIORITIES[logging.INFO])
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
 
 
 class _PrivateFile(logging.handlers.WatchedFileHandler):
@@ -63,6 +73,9 @@ def configure(
                 f"option log_file: {log_file!r} cannot be written ({reason}): name another file."
             ) from None
         handler.setFormatter(_Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+    elif stream is not None and is_journal(stream, os.environ):
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(_JournalFormatter("%(message)s"))
     elif stream is not None:
         handler = logging.StreamHandler(stream)
         verbose = "%(asctime)s %(threadName)s %(levelname)s %(name)s: %(message)s"
@@ -87,6 +100,16 @@ def configure(
         level == "debug"
     )  # a log that cannot be written is no reason to write on the terminal
     return notices
+
+
+def is_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
+    """Whether ``stream`` goes to systemd's journal, as systemd.exec(5) says of $JOURNAL_STREAM."""
+    told = environment.get("JOURNAL_STREAM", "")
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return told == f"{status.st_dev}:{status.st_ino}"
 
 
 def _is_socket(path: str) -> bool:

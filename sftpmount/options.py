@@ -75,6 +75,7 @@ class MountOptions:
     allow_root: bool = False
     default_permissions: bool = False
     ro: bool = False
+    setuid: Optional[str] = None  # the user that the process is to be; None: who started it
     nonempty: bool = False
     fsname: str = ""  # as `mount` and `df` show it
     subtype: str = "sftpmount"
@@ -83,6 +84,7 @@ class MountOptions:
     debug: bool = False
     log_file: Optional[str] = None  # None: stderr in the foreground, else syslog
     log_level: str = "info"
+    core_dumps: bool = False  # a crash may leave a core, with keys and data in it
 
 
 # -- the table -----------------------------------------------------------------------------------------------
@@ -96,6 +98,13 @@ class Option(NamedTuple):
     field: str = ""  # of MountOptions, or "ssh." + one of SshOptions; a tuple is added to it
     value: str = ""
     help: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """ "taken", "without effect", or "refused" (but for ``value``, where there is one)."""
+        if self.field:
+            return "taken"
+        return "without effect" if self.convert in (to.ignored, to.workaround) else "refused"
 
 
 # fmt: off
@@ -113,10 +122,10 @@ GROUPS: Tuple[Tuple[str, Tuple[Option, ...]], ...] = (
         Option("lanes", to.number(1, 16), "lanes", "N", "SFTP channels on the one connection (3)"),
     )),
     ("Trust and login", (
-        Option("security", to.choice("hardened", "compatible", "pq"), "ssh.security", "PROFILE",
-               "algorithms: hardened (default), compatible, pq"),
-        Option("StrictHostKeyChecking", to.host_key_checking, "ssh.strict_host_key_checking", "V",
-               "yes (default) or accept-new"),
+        Option("security", to.choice("hardened", "compatible", "pq"), "ssh.security", "hardened|compatible|pq",
+               "algorithms (hardened by default)"),
+        Option("StrictHostKeyChecking", to.host_key_checking, "ssh.strict_host_key_checking", "yes|accept-new",
+               "or trust new hosts (yes)"),
         Option("UserKnownHostsFile", to.file_names, "ssh.known_hosts_files", "FILE",
                "in place of ~/.ssh/known_hosts"),
         Option("Ciphers", to.algorithms, "ssh.ciphers", "LIST", "also MACs, KexAlgorithms, HostKeyAlgorithms"),
@@ -147,9 +156,10 @@ GROUPS: Tuple[Tuple[str, Tuple[Option, ...]], ...] = (
         Option("fsname", to.text, "fsname", "NAME", "the name that mount and df show"),
     )),
     ("The process", (
+        Option("setuid", to.user, "setuid", "USER", "run as this user, if root starts it"),
         Option("log_file", to.text, "log_file", "FILE", "in place of syslog"),
-        Option("log_level", to.choice("error", "warning", "info", "debug"), "log_level", "LEVEL",
-               "error, warning, info (default) or debug"),
+        Option("log_level", to.choice("error", "warning", "info", "debug"), "log_level", "error|warning|info|debug",
+               "what is logged (info)"),
     )),
 )
 # fmt: on
@@ -166,14 +176,30 @@ def _refused(reason: str, names: str) -> List[Option]:
 OPTIONS: Tuple[Option, ...] = (
     *(option for _, group in GROUPS for option in group),
     # The lesser names of the above.
-    Option("MACs", to.algorithms, "ssh.macs", "LIST"),
-    Option("KexAlgorithms", to.algorithms, "ssh.kex_algorithms", "LIST"),
-    Option("HostKeyAlgorithms", to.algorithms, "ssh.host_key_algorithms", "LIST"),
-    Option("User", to.user, "ssh.user", "NAME"),
-    Option("rw", to.constant(False), "ro"),
-    Option("gid", to.number(0, (1 << 32) - 2), "gid", "N"),
-    Option("allow_root", to.constant(True), "allow_root"),
-    Option("subtype", to.text, "subtype", "NAME"),
+    Option(
+        "MACs", to.algorithms, "ssh.macs", "LIST", "those for message integrity, narrowed or in another order"
+    ),
+    Option(
+        "KexAlgorithms", to.algorithms, "ssh.kex_algorithms", "LIST", "those for the key exchange, likewise"
+    ),
+    Option(
+        "HostKeyAlgorithms",
+        to.algorithms,
+        "ssh.host_key_algorithms",
+        "LIST",
+        "the types of host keys, likewise",
+    ),
+    Option("User", to.user, "ssh.user", "NAME", "who logs in, as user@ before the host"),
+    Option("rw", to.constant(False), "ro", help="the contrary of ro"),
+    Option("gid", to.number(0, (1 << 32) - 2), "gid", "N", "shown as the group"),
+    Option("allow_root", to.constant(True), "allow_root", help="to root, too, but to nobody else"),
+    Option("subtype", to.text, "subtype", "NAME", "the type shown, behind fuse. (sftpmount)"),
+    Option(
+        "core_dumps",
+        to.constant(True),
+        "core_dumps",
+        help="a crash may leave a core, with keys and data in it",
+    ),
     Option("foreground", to.constant(True), "foreground", help="also -f"),
     Option("debug", to.constant(True), "debug", help="also -d"),
     Option("no_readahead", to.constant(0), "read_ahead_bytes_max", help="read_ahead=0"),
@@ -187,7 +213,7 @@ OPTIONS: Tuple[Option, ...] = (
         "separate_timeout_s",
         "S",
     ),
-    *_rows(to.yes_no, "no means dcache_timeout=0", "dir_cache cache", "dir_cache", "yes|no"),
+    *_rows(to.yes_no, "with no as dcache_timeout=0", "dir_cache cache", "dir_cache", "yes|no"),
     # ssh_config's other keywords, for ssh.connect to act on.
     *_rows(
         to.keyword,
@@ -262,7 +288,8 @@ OPTIONS: Tuple[Option, ...] = (
         "atomic_o_trunc no_rofd_flush max_write max_background max_readahead congestion_threshold no_remote_lock",
     ),
     *_rows(to.ignored, "a dead mount is safer for backups than an empty directory", "auto_unmount"),
-    *_refused("write the directory behind the host's colon instead", "modules subdir"),
+    *_refused("write the directory behind the host's colon instead", "modules subdir rellinks norellinks"),
+    *_refused("names are bytes, and left as they are", "from_code to_code"),
     *_rows(to.fuse_number, "the kernel's longest read, in bytes", "max_read", "fuse_options", "N"),
     # mount(8)'s words.
     *_rows(
@@ -275,8 +302,11 @@ OPTIONS: Tuple[Option, ...] = (
         to.ignored,
         "for mount(8) and systemd",
         "defaults auto noauto user users nouser owner group _netdev nofail relatime norelatime strictatime "
-        "nostrictatime lazytime nolazytime diratime nodiratime comment silent loud",
+        "nostrictatime lazytime nolazytime diratime nodiratime comment silent loud mand nomand iversion noiversion "
+        "symfollow helper uhelper",
     ),
+    *_refused("libfuse does not know it; write contain_symlinks instead", "nosymfollow"),
+    *_refused("libfuse 2 does not know it; write setuid=USER instead", "drop_privileges"),
     *_refused("a mount cannot change its options; unmount it and mount it again", "remount"),
 )
 
@@ -337,6 +367,10 @@ def split(argv: Sequence[str], *, further: Sequence[str] = ()) -> CommandLine:
             words.append(_WORD_OF_FLAG[flag])
         elif flag not in _FLAGS_WITHOUT_EFFECT:
             flags.add(flag)
+    # mount.fuse(8) ends root's options with these two unless nosuid or nodev is among them: nobody has asked for them, and a
+    # server would have its set-user-id programs count here.
+    if words[-2:] == [("dev", None), ("suid", None)]:
+        del words[-2:]
     for name, text in words:
         if any(ord(character) < 32 or ord(character) == 127 for character in name + (text or "")):
             raise UsageError(f"option {name[:40]!r} holds a control character: write it without.")
@@ -419,6 +453,15 @@ def _settle(values: Dict[str, Any], user: Optional[str], port: Optional[int]) ->
         values["dir_cache_timeout_s"] = 0.0
     if values.get("debug"):
         values.update(foreground=True, log_level="debug")
+
+
+def is_known(name: str) -> bool:
+    """Whether ``name`` is a word of -o, taken or refused."""
+    try:
+        _find(name)
+    except UsageError:
+        return False
+    return True
 
 
 def _find(name: str) -> Optional[Option]:

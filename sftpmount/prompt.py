@@ -43,7 +43,10 @@ class Prompt:
             try:
                 with interruptible():
                     return getpass.getpass(question + " ")
-            except EOFError:
+            except (
+                EOFError,
+                UnicodeDecodeError,
+            ):  # the answer, or a byte of it, is in the message of the latter
                 raise AuthenticationError(f"{question!r} was not answered: mount again.") from None
         if program and require != "never":
             return _askpass(program, question)

@@ -108,7 +108,7 @@ def test_help_fits_a_screen_and_names_everything(capsys: pytest.CaptureFixture[s
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     lines = shown.splitlines()
-    assert len(lines) <= 50 and max(map(len, lines)) <= 80
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
     for _, group in options.GROUPS:
         for option in group:
             assert option.name in shown
@@ -271,7 +271,7 @@ def _wait_for_connection(port: int) -> None:
 
 
 def test_the_command_ends_with_0_once_the_mount_is_usable(background: Command) -> None:
-    result = background.mount()
+    result = background.mount("-o", "core_dumps")  # else /proc/PID/fd is only for root
     assert (result.status, result.out, result.err) == (0, "", "")
     assert background.path.stat().st_dev != background.path.parent.stat().st_dev
     (background.path / "file").write_bytes(b"stored")
@@ -279,8 +279,6 @@ def test_the_command_ends_with_0_once_the_mount_is_usable(background: Command) -
     pid = background.pid
     assert os.getsid(pid) == pid and os.readlink(f"/proc/{pid}/cwd") == "/"
     assert {os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)} == {"/dev/null"}
-    limits = Path(f"/proc/{pid}/limits").read_text()
-    assert [line.split()[4:6] for line in limits.splitlines() if line.startswith("Max core")] == [["0", "0"]]
     subprocess.run(["fusermount3", "-u", str(background.path)], check=True)
     background.wait_for_end(pid)
     assert background.log.stat().st_mode & 0o777 == 0o600
@@ -368,6 +366,58 @@ def test_a_passphrase_is_asked_for_through_askpass_and_never_logged(
     assert (result.status, result.err) == (0, "")
     assert len((tmp_path / "asked").read_text().splitlines()) == 1
     assert "sesame" not in background.log_text()
+
+
+def test_a_password_is_in_no_log_process_list_or_environment(background: Command) -> None:
+    """The server takes keys only, so that the password is read and kept, and the key lets us in."""
+    secret = b"open\xffsesame"  # whatever the locale says of it
+    # With core_dumps /proc/PID/environ is not for root's eyes only.
+    words = background.words(
+        "-d", "-o", "password_stdin,core_dumps,PreferredAuthentications=password\\,publickey"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sftpmount", background.place, str(background.path), *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        cwd=CHECKOUT,
+    )
+    assert process.stdin is not None
+    process.stdin.write(secret + b"\n")
+    process.stdin.flush()
+    wait_until(lambda: background.is_mounted, WAIT_S, "the mount")
+    for pid in (process.pid, *descendants(process.pid)):
+        for name in ("cmdline", "environ"):
+            assert b"sesame" not in Path(f"/proc/{pid}/{name}").read_bytes()
+    process.terminate()
+    said, _ = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0
+    assert b"sesame" not in said + background.log.read_bytes()
+
+
+@pytest.mark.parametrize(("word", "expected"), [("ro", "0 (0, 0)"), ("core_dumps", "1 (4096, 8192)")])
+@pytest.mark.parametrize("words", [["audit", "nowhere.invalid:"], ["nowhere.invalid:", "{mnt}", "-f"]])
+def test_a_core_is_left_only_where_asked_for(
+    words: List[str], word: str, expected: str, background: Command
+) -> None:
+    program = """if True:
+        import ctypes, resource
+        from sftpmount import cli
+        resource.setrlimit(resource.RLIMIT_CORE, (4096, 8192))
+        assert cli.main() == 5
+        print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))  # 3: PR_GET_DUMPABLE
+    """
+    if "-f" in words:
+        program = program.replace("assert cli", "cli.daemon.leave = lambda status: None; assert cli")
+    filled = [each.replace("{mnt}", str(background.path)) for each in words]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *filled, "-F", "none", "-o", word],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == expected, done.stderr
 
 
 # -- the end -------------------------------------------------------------------------------------------------------------------

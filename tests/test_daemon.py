@@ -273,6 +273,13 @@ def test_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_stderr_of_others_is_harmless_and_given_back(capfd: pytest.CaptureFixture[str]) -> None:
+    with daemon.harmless_stderr():
+        os.write(2, b"LOOKUP /\x1b]0;evil\x07\n\tgetattr \xff")
+    os.write(2, b"seen\n")
+    assert capfd.readouterr().err == "LOOKUP /\\x1b]0;evil\\x07\n        getattr \\udcff\nseen\n"
+
+
 def test_noise_is_kept_and_given_back(capfd: pytest.CaptureFixture[str]) -> None:
     noise = daemon.Noise()
     os.write(2, b"fuse: bad option\n  fusermount: no \xff\n")

@@ -163,7 +163,7 @@ def check_ssh_config(lines: List[str]) -> None:
             return
     assert target.host and not target.host.startswith("-") and target.host.isprintable()
     assert target.user and not target.user.startswith("-")
-    assert 1 <= target.port <= 65535 and target.connect_timeout_s > 0 and target.rsa_bits_min >= 3072
+    assert 1 <= target.port <= 65535 and target.connect_timeout_s > 0 and target.policy.rsa_bits_min >= 3072
     assert target.policy.ciphers and all("cbc" not in name for name in target.policy.ciphers)
 
 

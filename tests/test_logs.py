@@ -110,3 +110,26 @@ def test_without_syslog_a_person_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert "log_file=FILE" in notice
     log.error("nowhere")
     assert capsys.readouterr().err == ""
+
+
+def test_the_journal_gets_the_priority_of_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "journal").open("w+") as stream:
+        status = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        logs.configure("info", log_file=None, stream=stream)
+        log.info("mounted")
+        log.warning("two\nlines")
+        try:
+            raise ValueError("odd")
+        except ValueError:
+            log.exception("caught")
+        lines = (tmp_path / "journal").read_text().splitlines()
+    assert lines[:3] == ["<6>mounted", "<4>two\\nlines", "<3>caught"]
+    assert all(line.startswith("<3>") for line in lines[2:]) and lines[-1] == "<3>ValueError: odd"
+
+
+def test_another_stream_is_not_the_journal(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        assert not logs.is_journal(stream, {"JOURNAL_STREAM": "1:1"})
+        assert not logs.is_journal(stream, {})
+    assert not logs.is_journal(io.StringIO(), {"JOURNAL_STREAM": ""})

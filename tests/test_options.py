@@ -42,6 +42,11 @@ def changed(*argv: str) -> Dict[str, Any]:
         ("-f", {"foreground": True}),
         ("-d", {"foreground": True, "debug": True, "log_level": "debug"}),
         ("-v", {"log_level": "debug"}),
+        ("-o core_dumps", {"core_dumps": True}),
+        # what mount(8) makes of an fstab line without, and with, a word on the matter
+        ("-o rw,noatime,dev,suid", {"fuse_options": (("noatime", ""),)}),
+        ("-o rw,nosuid,nodev", {"fuse_options": (("nosuid", ""), ("nodev", ""))}),
+        ("-o suid,dev", {"fuse_options": (("suid", ""), ("dev", ""))}),
         ("-fo ro", {"foreground": True, "ro": True}),
         ("-s -n -t fuse.sftpmount -C", {}),
         ("-r", {"ro": True}),
@@ -106,6 +111,7 @@ def changed(*argv: str) -> Dict[str, Any]:
         ("-o max_read=65536,noatime,nosuid",
          {"fuse_options": (("max_read", "65536"), ("noatime", ""), ("nosuid", ""))}),
         # the process
+        ("-o setuid=joe", {"setuid": "joe"}),
         ("-o log_file=/l,log_level=warning", {"log_file": "/l", "log_level": "warning"}),
         # what means nothing here
         ("-o", None),
@@ -164,6 +170,8 @@ def test_words(argv: Any, expected: Any) -> None:
         ("PKCS11Provider=/x.so", "write IdentityAgent=SOCKET instead"),
         ("workaround=nonsense", "option workaround: 'nonsense' is not one of sshfs's workarounds."),
         ("remount", "unmount it and mount it again"),
+        ("drop_privileges", "write setuid=USER instead"),
+        ("nosymfollow", "write contain_symlinks instead"),
         ("modules=subdir", "write the directory behind the host's colon"),
         ("User=joe", "option User=joe contradicts user in the place: write one."),
         ("User=-oProxyCommand=x", "cannot be a user's name"),
@@ -227,6 +235,17 @@ def test_names_are_unique_and_fields_exist() -> None:
         "separate_timeout_s",
         "dir_cache",
     }
+
+
+def test_every_option_is_taken_without_effect_or_refused_with_a_reason() -> None:
+    for option in options.OPTIONS:
+        assert option.help, option.name
+        if option.verdict == "refused":
+            with pytest.raises(UsageError, match=f"option {option.name} is refused: "):
+                parse([*PLACE, "-o", f"{option.name}=not-{option.value}"])
+        if option.verdict == "without effect":
+            assert changed("-o", f"{option.name}=none") == {}
+    assert {option.verdict for option in options.OPTIONS} == {"taken", "without effect", "refused"}
 
 
 def test_every_field_can_be_set_from_the_command_line() -> None:

@@ -115,6 +115,16 @@ def test_a_terminal_is_asked_without_echo(terminal: Terminal) -> None:
     assert b"geheim" not in terminal.seen + os.read(terminal.controller, 100)
 
 
+def test_an_answer_that_the_locale_cannot_read_is_none_and_not_shown(terminal: Terminal) -> None:
+    os.write(terminal.controller, b"gehe\xffim\n")
+    answer, errors = terminal.process.communicate(timeout=20)
+    if answer:  # a locale that takes every byte
+        assert answer == b"'gehe\\udcffim'\n"
+    else:
+        assert b"AuthenticationError: 'Password:' was not answered" in errors
+    assert b"0xff" not in errors
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_at_the_prompt_gives_the_terminal_its_echo_back(
     number: signal.Signals, terminal: Terminal

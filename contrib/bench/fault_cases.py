@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from bench.trial import FILE_BYTES, LIMIT_S, STRIKE_BYTES, Trial, Untested, difference
+from bench.data import difference
+from bench.trial import FILE_BYTES, LIMIT_S, STRIKE_BYTES, Trial, Untested
 from bench.verdicts import Outcome, Verdict, outcome
 from mount.helpers import noise
 from support.process import wait_until

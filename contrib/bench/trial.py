@@ -16,14 +16,15 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Type
 
-from bench.peers import OURS
+from bench.data import difference
+from bench.peers import OURS, RcloneMount
 from bench.verdicts import Outcome, outcome
 from mount.disks import SmallDisk
 from mount.helpers import noise
 from support.mount import Mount, SshfsMount
-from support.process import program, wait_until
+from support.process import wait_until
 from support.relay import Relay
-from support.sshd import Server, Sshd
+from support.sshd import Sshd
 
 LIMIT_S = 60.0  # for a program or an unmount to end; each peer's own limits are below it
 GRACE_S = 45.0  # rclone waits 5 s before its first try, 10 s before the second, 20 s before the third
@@ -31,7 +32,6 @@ FILE_BYTES = 24 * 2**20
 STRIKE_BYTES = 6 * 2**20  # of them are on their way when the fault comes
 _LINE_BPS = 100e6  # so that a file takes two seconds, and a fault meets it in the middle
 _RTT_MS = 4.0
-_COMPARED_BYTES = 4096
 
 _PREAMBLE = """
 import os, sys
@@ -39,20 +39,6 @@ def pause():
     print(flush=True)
     sys.stdin.readline()
 """
-
-
-class RcloneMount(Mount):
-    """The same with rclone, which by default keeps what it writes nowhere; this mode is the least that backup tools need."""
-
-    fstype = "fuse.rclone"
-
-    def command(self, sshd: Server, port: int, directory: str) -> List[str]:
-        return [
-            *[program("rclone", "rclone"), "mount", f":sftp:{directory}", str(self.path)],
-            *["--config", "", "--cache-dir", f"{self.path}.cache", "--vfs-cache-mode", "writes"],
-            *["--sftp-host", "127.0.0.1", "--sftp-port", str(port), "--sftp-user", sshd.user],
-            *["--sftp-key-file", str(sshd.user_key), "--sftp-known-hosts-file", str(sshd.known_hosts)],
-        ]
 
 
 class Peer(NamedTuple):
@@ -236,31 +222,3 @@ class Trial:
     def _close_programs(self) -> None:
         for each in self._programs:
             each.close()
-
-
-def difference(source: Path, served: Path) -> Optional[str]:
-    """In a few words what ``served`` lacks of ``source``, a file or a tree of files; None: the same names and bytes."""
-    if source.is_dir():
-        names = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
-        wrong = [name for name in names if difference(source / name, served / name) is not None]
-        if wrong:
-            return f"{len(wrong)} of {len(names)} files are missing or wrong"
-        there = {path.relative_to(served) for path in served.rglob("*") if path.is_file()}
-        more = sorted(there - set(names))
-        return f"{more[0]} should not be there" if more else None
-    try:
-        got = served.read_bytes()
-    except FileNotFoundError:
-        return "no such file"
-    wanted = source.read_bytes()
-    if got == wanted:
-        return None
-    end = min(len(got), len(wanted))
-    starts = range(0, end, _COMPARED_BYTES)
-    differs = (
-        at
-        for at in starts
-        if got[at : min(at + _COMPARED_BYTES, end)] != wanted[at : min(at + _COMPARED_BYTES, end)]
-    )
-    right = next(differs, end)
-    return f"{len(got)} of {len(wanted)} bytes, right up to {right}"

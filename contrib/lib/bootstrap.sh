@@ -35,6 +35,7 @@ package_for() {
         proftpd) echo proftpd-core ;;
         mod_sftp.so) echo proftpd-mod-crypto ;;
         unshare) echo util-linux ;;
+        systemd-analyze) echo systemd ;;
         borg) echo borgbackup ;;
         *) echo "$1" ;;
     esac
@@ -132,7 +133,7 @@ make_venv() {
     fi
     # From a copy: a build leaves files in its source tree, which may not be ours.
     copy=$(mktemp -d) || fail "cannot make a temporary directory."
-    cp -R "$root/sftpmount" "$root/setup.cfg" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$copy/"
+    cp -R "$root/sftpmount" "$root/contrib" "$root/setup.cfg" "$root/pyproject.toml" "$root"/*.md "$root/LICENSE" "$copy/"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade "pip>=23" &&
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade "${copy}[$1]"
     local status=$?

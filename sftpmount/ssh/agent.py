@@ -60,9 +60,13 @@ class Agent:
         flags = _SIGN_FLAGS.get(algorithm, 0)
         request = bytes([_SIGN_REQUEST]) + string(blob) + string(data) + flags.to_bytes(4, "big")
         try:
-            return self._ask(request, _SIGN_RESPONSE, SIGN_TIMEOUT_S).string()
+            signature = self._ask(request, _SIGN_RESPONSE, SIGN_TIMEOUT_S).string()
+            made = Reader(signature).name()
         except MalformedKey as error:
             raise AgentError(f"the agent's signature cannot be read ({error})") from None
+        if made != algorithm:  # agents that know no flags sign with SHA-1
+            raise AgentError(f"the agent cannot sign with {algorithm}")
+        return signature
 
     def _ask(self, message: bytes, expected: int, timeout_s: float) -> Reader:
         self._socket.settimeout(timeout_s)

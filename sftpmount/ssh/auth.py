@@ -8,6 +8,7 @@ only where the server would take the key.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Callable, Dict, Iterable, List, Optional, Protocol, Sequence, Set, Tuple
 
@@ -19,6 +20,7 @@ from sftpmount.ssh.userauth import Question, Reply, UserAuth
 
 KEY_FILE_BYTES_MAX = 1024 * 1024
 PASSPHRASE_TRIES = 3
+_ONE_TIME = r"one.?time|\b[ht]?otp\b|code|token|challenge"
 STEPS_MAX = 8  # partial successes in a row
 
 
@@ -161,6 +163,11 @@ class Authenticator:
                     self._passed_over.append(f"{candidate.label}: {error}")
                     continue
             if reply.success or reply.partial:
+                if algorithm.startswith("sk-") and not self._batch_mode:
+                    self._prompt.notice(
+                        f"A reconnect needs {candidate.label} again: where that wants a touch or a PIN and nobody is there, "
+                        "the mount cannot reconnect by itself."
+                    )
                 return reply
             self._tried.append(candidate.label)
         return None
@@ -275,6 +282,7 @@ class Authenticator:
     def _unlock(self, path: str, data: bytes) -> keys.PrivateKey:
         """The private key in a file, its passphrase asked for once and for all. Raises _Locked."""
         if path not in self._memory.unlocked:
+            _refuse_what_others_may_read(path)
             try:
                 self._memory.unlocked[path] = self._open(path, data)
             except keys.MalformedKey as error:
@@ -374,7 +382,7 @@ class Authenticator:
         self._used.add(("keyboard-interactive", b""))
         reply = self._conversation.keyboard_interactive(answer)
         if reply.success or reply.partial:
-            if not self._is_unattended and any("password" not in text.lower() for text in given):
+            if not self._is_unattended and not all(map(_asks_for_a_password, given)):
                 self._prompt.notice(
                     "A reconnect can only repeat these answers: if one was a one-time code, the mount cannot reconnect by itself."
                 )
@@ -455,6 +463,21 @@ def _is_readable(blob: bytes) -> bool:
     except keys.MalformedKey:
         return False
     return True
+
+
+def _refuse_what_others_may_read(path: str) -> None:
+    """As ssh does, which looks at a private key only where it is the user's own. Raises _Locked."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return  # it was read a moment ago, and is gone
+    if status.st_uid == os.getuid() and status.st_mode & 0o077:
+        raise _Locked(f"others may read it (mode {status.st_mode & 0o777:04o}): chmod 600 {path}")
+
+
+def _asks_for_a_password(question: str) -> bool:
+    """Whether the same answer is likely to be right the next time."""
+    return "password" in question.lower() and not re.search(_ONE_TIME, question, re.IGNORECASE)
 
 
 def _clause(error: AuthenticationError) -> str:

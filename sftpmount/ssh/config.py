@@ -19,16 +19,17 @@ import shlex
 import shutil
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import paramiko
 
+from sftpmount import option_values as to
 from sftpmount.errors import UsageError
 from sftpmount.options import SshOptions
 from sftpmount.ssh import keys
 from sftpmount.ssh.agent import agent_path
-from sftpmount.ssh.policy import Policy, make_policy
+from sftpmount.ssh.policy import Policy, apply_list, make_policy
 
 METHODS = ("publickey", "keyboard-interactive", "password")
 USER_CONFIG, SYSTEM_CONFIG = "~/.ssh/config", "/etc/ssh/ssh_config"
@@ -94,12 +95,14 @@ class Target:
     host_key_alias: Optional[str]
     ca_algorithms: Tuple[str, ...]  # signatures a CA of hosts may make
     user_key_algorithms: Tuple[str, ...]  # signatures our keys may make
-    rsa_bits_min: int
     proxy_jump: Tuple[str, ...]  # hops, the nearest first
     proxy_command: Optional[str]  # a shell line, tokens expanded
     address_family: int  # socket.AF_*
     bind_address: Optional[str]
+    bind_interface: Optional[str]
     tcp_keepalive: bool
+    rekey_bytes_max: Optional[int]  # None: what suits the cipher
+    rekey_interval_s: Optional[float]  # None: as the transport has it
 
 
 def resolve(options: SshOptions, local: Local) -> Target:
@@ -110,6 +113,7 @@ def resolve(options: SshOptions, local: Local) -> Target:
     for keyword, value in options.ssh_options:
         if not keyword.isalnum() or _has_controls(value):
             raise UsageError(f"The option {keyword!r} has characters that ssh_config does not allow.")
+        _check_names(keyword, value)
     if local.ssh_program is not None:
         settings = _ask_ssh(local.ssh_program, options, options.host, is_default=False)
         defaults = _ask_ssh(local.ssh_program, options, options.host, is_default=True)
@@ -117,7 +121,20 @@ def resolve(options: SshOptions, local: Local) -> Target:
         settings, defaults = _read_config(options, local), {}
     # What equals ssh's own default was not said by anyone, and our defaults apply.
     said = {key: values for key, values in settings.items() if values != defaults.get(key)}
+    for key in set(_LISTS) & set(said) & set(defaults):
+        said[key] = [_as_change(said[key][0], defaults[key][0])]
     return _target(options, local, settings, said)
+
+
+def _check_names(keyword: str, value: str) -> None:
+    """The names in an option, before ``ssh -G`` hands them to the shell of a ``Match exec`` as %h, %k and %j."""
+    if keyword == "hostname":
+        check_host(value.replace("%h", "h").replace("%%", "%"))
+    elif keyword == "hostkeyalias" and value.lower() != "none":
+        check_host(value)
+    elif keyword == "proxyjump" and value.lower() != "none":
+        for hop in value.split(","):
+            parse_hop(hop)
 
 
 def check_host(host: str) -> None:
@@ -185,6 +202,19 @@ def _ask_ssh(program: str, options: SshOptions, host: str, *, is_default: bool) 
     return settings
 
 
+def _as_change(value: str, default: str) -> str:
+    """A list of algorithms as + or ^ had it, where it takes nothing from ssh's own: ``ssh -G`` writes that one out in full,
+    without what ssh does not know, and with what is accepted here only where somebody names it. A list that was
+    shortened stays as it is, since - cannot be told from a list of names."""
+    names, usual = value.split(","), default.split(",")
+    if names[: len(usual)] == usual:
+        return "+" + ",".join(names[len(usual) :])
+    for count in range(1, len(names)):
+        if names[count:] == [name for name in usual if name not in names[:count]]:
+            return "^" + ",".join(names[:count])
+    return value
+
+
 def _read_config(options: SshOptions, local: Local) -> Settings:
     """The same without ssh, by paramiko's parser; keywords of the command line come first, since the first value wins."""
     settings: Settings = {}
@@ -199,6 +229,8 @@ def _read_config(options: SshOptions, local: Local) -> Settings:
     for path in paths:
         try:
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                if options.config_file is None and path != SYSTEM_CONFIG:
+                    _refuse_what_others_may_write(file.fileno(), path)
                 # "Match all" ends the last block of one file before the next begins.
                 text += _understood(file.read(), path, local) + "\nMatch all\n"
         except FileNotFoundError:
@@ -219,10 +251,19 @@ def _read_config(options: SshOptions, local: Local) -> Settings:
     return settings
 
 
+def _refuse_what_others_may_write(descriptor: int, path: str) -> None:
+    """As ssh does with the user's own file: whoever writes to it decides what runs as this user (ProxyCommand)."""
+    status = os.fstat(descriptor)
+    if status.st_uid not in (0, os.getuid()) or status.st_mode & 0o022:
+        raise UsageError(
+            f"{path} belongs to others or may be written by them, so it is not used: correct its owner or mode."
+        )
+
+
 def _understood(text: str, path: str, local: Local) -> str:
     """Refuse what paramiko's parser gets wrong: Include it skips, and an unknown Match criterion it takes for true."""
     kept = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         words = re.split(r"[\s=]+", line.strip())
         keyword, arguments = words[0].lower(), words[1:]
         if keyword == "include":
@@ -286,7 +327,7 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
     def list_of(keyword: str) -> Optional[str]:
         return next(iter(said.get(keyword, ())), None)
 
-    policy = make_policy(
+    profile = make_policy(
         options.security,
         kex_algorithms=options.kex_algorithms or list_of("kexalgorithms"),
         host_key_algorithms=options.host_key_algorithms or list_of("hostkeyalgorithms"),
@@ -294,6 +335,8 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
         macs=options.macs or list_of("macs"),
         fast_aes=aes_in_hardware(),
     )
+    required_bits = _count("RequiredRSASize", first("requiredrsasize") or "0")
+    policy = replace(profile, rsa_bits_min=max(profile.rsa_bits_min, required_bits))
     strict = options.strict_host_key_checking or first("stricthostkeychecking") or "yes"
     command = is_set("proxycommand")
     timeout = first("connecttimeout")
@@ -301,6 +344,8 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
     if timeout is not None and timeout.isdigit() and int(timeout) > 0:
         timeout_s = min(timeout_s, float(timeout))
     agent = first("identityagent")
+    identities = (*options.identity_files, *said.get("identityfile", []))  # perhaps only "none"
+    rekey_bytes_max, rekey_interval_s = _rekey_limit(first("rekeylimit") or "default none")
     return Target(
         alias=options.host,
         host=host,
@@ -308,8 +353,8 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
         user=user,
         policy=policy,
         connect_timeout_s=timeout_s,
-        identity_files=paths((*options.identity_files, *said.get("identityfile", []))),
-        default_identity_files=paths(DEFAULT_IDENTITIES),
+        identity_files=paths(identities),
+        default_identity_files=() if identities else paths(DEFAULT_IDENTITIES),
         certificate_files=paths(said.get("certificatefile", [])),
         agent_path=_agent(agent, tokens, local),
         identities_only=is_on("identitiesonly", False),
@@ -322,14 +367,16 @@ def _target(options: SshOptions, local: Local, settings: Settings, said: Setting
         accept_new=strict == "accept-new",
         hash_known_hosts=is_on("hashknownhosts", False),
         host_key_alias=alias,
-        ca_algorithms=_narrowed(said.get("casignaturealgorithms"), keys.SIGNATURE_ALGORITHMS),
-        user_key_algorithms=_narrowed(said.get("pubkeyacceptedalgorithms"), keys.SIGNATURE_ALGORITHMS),
-        rsa_bits_min=max(policy.rsa_bits_min, _count("RequiredRSASize", first("requiredrsasize") or "0")),
+        ca_algorithms=_signatures(said, "CASignatureAlgorithms"),
+        user_key_algorithms=_signatures(said, "PubkeyAcceptedAlgorithms"),
         proxy_jump=tuple(jump.split(",")) if jump and command is None else (),
         proxy_command=None if command is None else expand_shell(command, tokens),
         address_family=_family(first("addressfamily")),
         bind_address=is_set("bindaddress"),
+        bind_interface=is_set("bindinterface"),
         tcp_keepalive=is_on("tcpkeepalive", True),
+        rekey_bytes_max=rekey_bytes_max,
+        rekey_interval_s=rekey_interval_s,
     )
 
 
@@ -345,13 +392,23 @@ def _count(keyword: str, text: str) -> int:
     return int(text)
 
 
+def _rekey_limit(value: str) -> Tuple[Optional[int], Optional[float]]:
+    """ssh_config(5), RekeyLimit: bytes and seconds, each None where it is not said ("default", "none", or 0 from ssh -G)."""
+    words = value.split()
+    if not 1 <= len(words) <= 2:
+        raise UsageError(f"RekeyLimit {value!r} is not a size, and a time perhaps.")
+    amount, time = (*words, "none")[:2]
+    bytes_max = None if amount.lower() == "default" else to.size(0)("RekeyLimit", amount)
+    return bytes_max or None, to.seconds(0, none=None)("RekeyLimit", time) or None
+
+
 def _family(value: Optional[str]) -> int:
     return {"inet": socket.AF_INET, "inet6": socket.AF_INET6}.get((value or "").lower(), socket.AF_UNSPEC)
 
 
-def _narrowed(values: Optional[Sequence[str]], accepted: Sequence[str]) -> Tuple[str, ...]:
-    wanted = values[0].split(",") if values else list(accepted)
-    return tuple(name for name in wanted if name in accepted)
+def _signatures(said: Settings, keyword: str) -> Tuple[str, ...]:
+    values = said.get(keyword.lower())
+    return apply_list(keyword, values[0], keys.SIGNATURE_ALGORITHMS) if values else keys.SIGNATURE_ALGORITHMS
 
 
 def _methods(first: Callable[[str], Optional[str]], is_on: Callable[[str, bool], bool]) -> Tuple[str, ...]:

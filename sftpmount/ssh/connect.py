@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple
+from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from sftpmount.errors import (
     AuthenticationError,
@@ -31,6 +32,7 @@ from sftpmount.ssh.auth import Authenticator, Memory, Prompt
 from sftpmount.ssh.config import Local, Target, parse_hop, resolve
 from sftpmount.ssh.dial import dial_command, dial_tcp
 from sftpmount.ssh.hostkeys import HostName, KnownHosts, Trust
+from sftpmount.ssh.policy import lenience
 from sftpmount.ssh.transport import ChannelRefused, Connection, HardenedTransport
 from sftpmount.ssh.userauth import UserAuth
 
@@ -82,7 +84,7 @@ class Dialer:
         *,
         pinned_host_key: Optional[bytes] = None,
         local: Optional[Local] = None,
-        stdin: Optional[TextIO] = None,
+        stdin: Optional[BinaryIO] = None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._options = options
@@ -101,7 +103,7 @@ class Dialer:
     def __call__(self) -> Connection:
         """Raises UsageError, Unreachable, HostKeyError, PolicyError, AuthenticationError."""
         if self._options.password_stdin and self._password is None:
-            line = (self._stdin or sys.stdin).readline()
+            line = os.fsdecode((self._stdin or sys.stdin.buffer).readline())  # in whatever encoding it is
             if not line:
                 raise AuthenticationError(
                     "password_stdin: standard input holds no password; give it on one line."
@@ -153,7 +155,11 @@ class Dialer:
                 sock = _dial(target)
             known = known_hosts(target)
             transport = HardenedTransport(
-                sock, target.policy, host_key_algorithms=wanted_host_keys(target, known, pinned)
+                sock,
+                target.policy,
+                host_key_algorithms=wanted_host_keys(target, known, pinned),
+                rekey_bytes_max=target.rekey_bytes_max,
+                rekey_interval_s=target.rekey_interval_s,
             )
             with _naming(target):
                 transport.handshake(target.connect_timeout_s)
@@ -171,6 +177,9 @@ class Dialer:
             raise
         self._memory.host_keys[target.host, target.port] = keys.plain_key(transport.host_key_blob)
         _log.info("connected to %s port %d: %s", target.host, target.port, connection.negotiated)
+        said = lenience(target.policy, transport.concessions)
+        if said and not self._has_connected:
+            self._prompt.notice(f"{target.host}: {said}")
         return connection
 
     def _jump(self, options: SshOptions, target: Target, hops_left: int) -> Connection:
@@ -236,7 +245,7 @@ class Dialer:
             self._prompt,
             self._memory,
             algorithms=target.user_key_algorithms,
-            rsa_bits_min=target.rsa_bits_min,
+            rsa_bits_min=target.policy.rsa_bits_min,
             batch_mode=options.batch_mode or self._has_connected,
             password=password,
         ).run()
@@ -264,6 +273,7 @@ def _dial(target: Target) -> socket.socket:
         target.connect_timeout_s,
         family=target.address_family,
         bind_address=target.bind_address,
+        bind_interface=target.bind_interface,
         keepalive=target.tcp_keepalive,
     )
 
@@ -297,7 +307,14 @@ def judge_host_key(target: Target, known: KnownHosts, blob: bytes, now_s: float)
 
     Raises HostKeyError where that list cannot be read."""
     revoked = hostkeys.load_revoked(target.revoked_keys_file) if target.revoked_keys_file else []
-    return known.check(_name(target), blob, now_s=now_s, ca_algorithms=target.ca_algorithms, revoked=revoked)
+    return known.check(
+        _name(target),
+        blob,
+        now_s=now_s,
+        ca_algorithms=target.ca_algorithms,
+        rsa_bits_min=target.policy.rsa_bits_min,
+        revoked=revoked,
+    )
 
 
 def wanted_host_keys(target: Target, known: KnownHosts, pinned: Optional[bytes] = None) -> Sequence[str]:

@@ -29,6 +29,7 @@ def dial_tcp(
     *,
     family: int = socket.AF_UNSPEC,
     bind_address: Optional[str] = None,
+    bind_interface: Optional[str] = None,
     keepalive: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> socket.socket:
@@ -47,7 +48,7 @@ def dial_tcp(
         # One address that swallows packets must leave time for the next.
         share = left if index == len(addresses) - 1 else max(left / 2, min(left, 5.0))
         try:
-            return _connect(kind, address, share, bind_address, keepalive)
+            return _connect(kind, address, share, bind_address, bind_interface, keepalive)
         except socket.timeout:
             causes.append(f"no answer from {address[0]} within {share:.0f} s")
         except OSError as error:
@@ -85,11 +86,18 @@ def _addresses(host: str, port: int, family: int, timeout_s: float) -> List[Tupl
 
 
 def _connect(
-    family: int, address: Tuple[object, ...], timeout_s: float, bind_address: Optional[str], keepalive: bool
+    family: int,
+    address: Tuple[object, ...],
+    timeout_s: float,
+    bind_address: Optional[str],
+    bind_interface: Optional[str],
+    keepalive: bool,
 ) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout_s)
+        if bind_interface is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(bind_interface))
         if bind_address is not None:
             sock.bind((bind_address, 0))
         sock.connect(address)

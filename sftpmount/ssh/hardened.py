@@ -45,6 +45,7 @@ from sftpmount.ssh.policy import (
     Policy,
     ServerOffer,
     agree,
+    concessions,
     is_aead,
     printable,
     require_rsa_bits,
@@ -60,6 +61,7 @@ _UNSENT_BYTES = (
 # RFC 4344 section 3.2: 2^32 blocks of 128 bits would be 64 GiB. RFC 4253 section 9: 1 GiB for anything else.
 _REKEY_BYTES_AES = 2**35
 _REKEY_BYTES = 2**30
+_REKEY_INTERVAL_S = 3600.0  # RFC 4253 section 9
 
 _FIRST_ABOVE_TRANSPORT = 50  # message numbers below may travel during a key exchange (RFC 4250 section 4.1.1)
 
@@ -110,7 +112,8 @@ class HardenedTransport(paramiko.Transport):
     """paramiko's Transport under ``policy``, as a client, over ``sock``: a connected stream socket, owned from here on.
 
     ``host_key_algorithms``: what to offer, best first (known_hosts' types of this host, certificates included), within the policy.
-    ``rekey_bytes_max``, ``rekey_interval_s``: exchange new keys after so many bytes in a direction, or so many seconds.
+    ``rekey_bytes_max``, ``rekey_interval_s``: exchange new keys after so many bytes in a direction, or so many seconds; no
+    later than without them.
     ``offer``: the server's lists, once its KEXINIT is there. ``host_key_blob``: its host key as it sent it, not yet checked
     against known_hosts. Authentication is paramiko's (auth_publickey and so on).
     """
@@ -144,7 +147,7 @@ class HardenedTransport(paramiko.Transport):
         *,
         host_key_algorithms: Optional[Sequence[str]] = None,
         rekey_bytes_max: Optional[int] = None,
-        rekey_interval_s: float = 3600.0,
+        rekey_interval_s: Optional[float] = None,
     ) -> None:
         policy = self.within_means(policy)
         super().__init__(sock, packetizer_class=PacketStream)  # type: ignore[arg-type]
@@ -153,7 +156,7 @@ class HardenedTransport(paramiko.Transport):
         )  # paramiko sets a timeout, which would cost a poll() before every recv and send
         _tune(sock)
         self.packetizer: PacketStream  # type: ignore[assignment]
-        self.packetizer.rekey_interval_s = rekey_interval_s
+        self.packetizer.rekey_interval_s = min(rekey_interval_s or _REKEY_INTERVAL_S, _REKEY_INTERVAL_S)
         self.sock = (
             self.packetizer
         )  # what paramiko "closes" is only shut down; PacketStream.release has the reason
@@ -245,6 +248,13 @@ class HardenedTransport(paramiko.Transport):
             server_version=printable(self.remote_version),
         )
 
+    @property
+    def concessions(self) -> Tuple[str, ...]:
+        """What of the (first) key exchange security=hardened would have refused, in words; handshake() must have returned."""
+        assert self._agreement is not None
+        bits = self.host_key.get_bits() if isinstance(self.host_key, paramiko.RSAKey) else None
+        return concessions(self._agreement, bits)
+
     def request_rekey(self) -> None:
         """Exchange keys now, in the background."""
         self.packetizer.request_rekey()
@@ -276,9 +286,9 @@ class HardenedTransport(paramiko.Transport):
             parsed["client_mac_algo_list"] = list(self._preferred_macs)
         if is_aead(agreement.cipher_in):
             parsed["server_mac_algo_list"] = list(self._preferred_macs)
-        self.packetizer.rekey_bytes_max = self._rekey_bytes_max or (
-            _REKEY_BYTES if chacha20.NAME in (agreement.cipher_out, agreement.cipher_in) else _REKEY_BYTES_AES
-        )
+        has_chacha20 = chacha20.NAME in (agreement.cipher_out, agreement.cipher_in)
+        safe_bytes = _REKEY_BYTES if has_chacha20 else _REKEY_BYTES_AES
+        self.packetizer.rekey_bytes_max = min(self._rekey_bytes_max or safe_bytes, safe_bytes)
         return parsed
 
     def _verify_key(self, host_key: bytes, sig: bytes) -> None:

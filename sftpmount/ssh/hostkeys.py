@@ -6,6 +6,8 @@
 3. A certificate counts only where an ``@cert-authority`` line for this host names its CA. Where such a line exists, a bad
    certificate is refused even under accept-new, unless the plain key in it is known by itself.
 4. A host that is known by other key types only is not new: its key has changed.
+5. Lines without a port hold for every port: what they revoke and certify always, the keys that they name where no line
+   speaks of the port.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import os
 import re
 import time
 from dataclasses import dataclass
-from typing import Callable, Iterable, List, Optional, Sequence
+from typing import Callable, Iterable, List, Optional, Sequence, Tuple
 
 from sftpmount.errors import HostKeyError
 from sftpmount.ssh import keys
@@ -68,6 +70,11 @@ class HostName:
 
     listed: str
     plain: str
+
+    @property
+    def both(self) -> Tuple[str, ...]:
+        """The name for this port, then the name for every port, where these differ."""
+        return tuple(dict.fromkeys((self.listed, self.plain)))
 
     @classmethod
     def of(cls, host: str, port: int, alias: Optional[str] = None) -> HostName:
@@ -190,9 +197,9 @@ class KnownHosts:
         Negotiation should prefer these: a server that has a known key should be asked for that one.
         """
         found: List[str] = []
-        if any(entry.matches(name.listed) for entry in self._marked("cert-authority")):
+        if self._speaking_of(name, "cert-authority"):
             found.extend(keys.certificate_type(kind) for kind in keys.SIGNATURE_ALGORITHMS)
-        for host in (name.listed, name.plain):
+        for host in name.both:
             found.extend(entry.key_type for entry in self._marked("") if entry.matches(host))
         return list(dict.fromkeys(found))
 
@@ -203,11 +210,13 @@ class KnownHosts:
         *,
         now_s: float,
         ca_algorithms: Sequence[str] = keys.SIGNATURE_ALGORITHMS,
+        rsa_bits_min: int = 0,
         revoked: Sequence[bytes] = (),
     ) -> Verdict:
         """The verdict on the key or certificate ``blob`` of host ``name``.
 
-        ``now_s`` is seconds since 1970, ``ca_algorithms`` the signatures a CA may use, ``revoked`` further bad keys.
+        ``now_s`` is seconds since 1970, ``ca_algorithms`` the signatures a CA may use, ``rsa_bits_min`` the size of its key
+        where that is RSA, ``revoked`` further bad keys.
         """
         try:
             plain = keys.plain_key(blob)
@@ -217,12 +226,12 @@ class KnownHosts:
         suspects = [plain] if certificate is None else [plain, certificate.ca_key]
         if any(suspect in revoked for suspect in suspects):
             return Verdict(Trust.REVOKED, "the list of revoked host keys names it")
-        for entry in self._marked("revoked"):
-            if entry.matches(name.listed) and keys.plain_key(entry.blob) in suspects:
+        for entry in self._speaking_of(name, "revoked"):
+            if keys.plain_key(entry.blob) in suspects:
                 return Verdict(Trust.REVOKED, entry=entry)
         problem: Optional[Verdict] = None
         if certificate is not None:
-            verdict = self._check_certificate(name, certificate, now_s, ca_algorithms)
+            verdict = self._check_certificate(name, certificate, now_s, ca_algorithms, rsa_bits_min)
             if verdict.trust is Trust.CERTIFIED:
                 return verdict
             problem = verdict
@@ -232,10 +241,15 @@ class KnownHosts:
         return verdict
 
     def _check_certificate(
-        self, name: HostName, certificate: keys.Certificate, now_s: float, ca_algorithms: Sequence[str]
+        self,
+        name: HostName,
+        certificate: keys.Certificate,
+        now_s: float,
+        ca_algorithms: Sequence[str],
+        rsa_bits_min: int,
     ) -> Verdict:
         """CERTIFIED, or BAD_CERTIFICATE with the @cert-authority entry that covers the host, if one does."""
-        covering = [entry for entry in self._marked("cert-authority") if entry.matches(name.listed)]
+        covering = self._speaking_of(name, "cert-authority")
         entry = next((entry for entry in covering if entry.blob == certificate.ca_key), None)
         if entry is None:
             reason = (
@@ -243,17 +257,13 @@ class KnownHosts:
                 f"which no @cert-authority line names for this host"
             )
             return Verdict(Trust.BAD_CERTIFICATE, reason, covering[0] if covering else None)
-        reason = certificate_fault(certificate, name.plain, now_s, ca_algorithms)
+        reason = certificate_fault(certificate, name.plain, now_s, ca_algorithms, rsa_bits_min)
         return Verdict(Trust.BAD_CERTIFICATE if reason else Trust.CERTIFIED, reason, entry)
 
     def _check_plain(self, name: HostName, blob: bytes) -> Verdict:
         mine = [entry for entry in self._marked("") if entry.matches(name.listed)]
-        same = next((entry for entry in mine if entry.blob == blob), None)
-        if (
-            same is None and name.listed != name.plain
-        ):  # as OpenSSH: a key known for the host is known for its ports
-            bare = (entry for entry in self._marked("") if entry.matches(name.plain))
-            same = next((entry for entry in bare if entry.blob == blob), None)
+        candidates = mine or [entry for entry in self._marked("") if entry.matches(name.plain)]
+        same = next((entry for entry in candidates if entry.blob == blob), None)
         if same is not None:
             return Verdict(Trust.KNOWN, entry=same)
         if not mine:
@@ -262,18 +272,29 @@ class KnownHosts:
         of_this_type = (entry for entry in mine if entry.key_type == kind)
         return Verdict(Trust.CHANGED, entry=next(of_this_type, mine[0]))
 
+    def _speaking_of(self, name: HostName, marker: str) -> List[Entry]:
+        """The lines with this marker for the host, whether they name its port or not."""
+        return [entry for entry in self._marked(marker) if any(map(entry.matches, name.both))]
+
     def _marked(self, marker: str) -> Iterable[Entry]:
         return (entry for entry in self._entries if entry.marker == marker)
 
 
 def certificate_fault(
-    certificate: keys.Certificate, host: str, now_s: float, ca_algorithms: Sequence[str]
+    certificate: keys.Certificate,
+    host: str,
+    now_s: float,
+    ca_algorithms: Sequence[str],
+    rsa_bits_min: int,
 ) -> str:
     """Why a certificate does not prove that its holder is ``host``, as a clause; "" where it does."""
     if certificate.kind != keys.CERT_TYPE_HOST:
         return "it is not a host certificate"
     if certificate.signature_algorithm not in ca_algorithms:
         return f"its CA signed with {printable(certificate.signature_algorithm)}, which is not accepted"
+    bits = keys.rsa_bits(certificate.ca_key)
+    if bits is not None and bits < rsa_bits_min:
+        return f"its CA has an RSA key of {bits} bits, and {rsa_bits_min} and more are accepted"
     if not certificate.signature_is_good():
         return "its CA's signature is wrong"
     if certificate.critical_options:
@@ -285,7 +306,11 @@ def certificate_fault(
     if certificate.valid_before_s != keys.FOREVER and now_s >= certificate.valid_before_s:
         return f"it expired at {_date(certificate.valid_before_s)}"
     principals = certificate.principals
-    if principals and not any(_wildcard(principal.lower(), host) for principal in principals):
+    if (
+        not principals
+    ):  # as OpenSSH since 10.3: such a one would stand for every host that the CA may vouch for
+        return "it names no host (ssh-keygen -s with -n)"
+    if not any(_wildcard(principal.lower(), host) for principal in principals):
         return f"it is for {printable(', '.join(principals))}, not for {host}"
     return ""
 

@@ -277,7 +277,7 @@ def load_private_key(data: bytes, passphrase: Optional[str] = None) -> PrivateKe
 
     Raises PassphraseNeeded where it is encrypted and ``passphrase`` is None or wrong, MalformedKey otherwise.
     """
-    secret = None if passphrase is None else passphrase.encode("utf-8")
+    secret = None if passphrase is None else passphrase.encode("utf-8", "surrogateescape")
     is_openssh = b"-----BEGIN OPENSSH PRIVATE KEY-----" in data
     load = serialization.load_ssh_private_key if is_openssh else serialization.load_pem_private_key
     try:
@@ -291,7 +291,9 @@ def load_private_key(data: bytes, passphrase: Optional[str] = None) -> PrivateKe
             raise PassphraseNeeded from None
         raise MalformedKey(f"not a private key that can be used ({error})") from None
     if not isinstance(key, (ed25519.Ed25519PrivateKey, ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey)):
-        raise MalformedKey("a key type that is not accepted (only Ed25519, ECDSA and RSA are)")
+        raise MalformedKey(
+            "a key type that is not accepted (only Ed25519, ECDSA and RSA are, others through an agent)"
+        )
     try:
         loaded = PrivateKey(key)
     except (ValueError, UnsupportedAlgorithm):

@@ -90,7 +90,8 @@ class PacketStream:
     """Sealed packets over ``sock``, a connected stream socket. ``last_heard_s``: monotonic() of the last bytes received.
 
     ``sinks``: our channel number -> what takes its data and window adjustments; used while ``data_may_flow``.
-    ``rekey_bytes_max`` and ``rekey_interval_s`` bound what is sealed or opened with one set of keys.
+    ``rekey_bytes_max`` and ``rekey_interval_s`` bound what is sealed or opened with one set of keys, once ``may_rekey``: OpenSSH
+    takes no key exchange while it authenticates.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -131,6 +132,7 @@ class PacketStream:
 
         self.rekey_bytes_max: int = 2**30
         self.rekey_interval_s = 3600.0
+        self.may_rekey = False
         self.kex_deadline_s: Optional[float] = None  # set while keys are exchanged
         self._rekey_due = False
         self._rekey_at_s = self.last_heard_s + self.rekey_interval_s
@@ -274,7 +276,7 @@ class PacketStream:
 
     def _note_sent(self) -> None:
         worn = self._bytes_out >= self.rekey_bytes_max or self._packets_out >= _REKEY_PACKETS
-        if worn and not self._rekey_due and self.kex_deadline_s is None and self._initial_kex_done:
+        if worn and not self._rekey_due and self.kex_deadline_s is None and self.may_rekey:
             self.request_rekey()
 
     def write_all(self, data: bytes) -> None:
@@ -395,7 +397,7 @@ class PacketStream:
             if monotonic() > self.kex_deadline_s:
                 raise SSHException("the server does not finish the key exchange")
         elif self._bytes_in >= self.rekey_bytes_max or self._packets_in >= _REKEY_PACKETS:
-            self._rekey_due = self._initial_kex_done
+            self._rekey_due = self.may_rekey
         return length
 
     def _fill(self, count: int) -> None:
@@ -429,7 +431,7 @@ class PacketStream:
                 self._stalled = False
                 self.flush(block=False)
             if self.last_heard_s >= self._rekey_at_s:
-                self._rekey_due = self._initial_kex_done
+                self._rekey_due = self.may_rekey
 
     def _wait_readable(self) -> None:
         """Wait for bytes; meanwhile send what is stalled. Raises NeedRekeyException, EOFError once closed."""
@@ -455,7 +457,7 @@ class PacketStream:
         if self.kex_deadline_s is not None:
             if now > self.kex_deadline_s:
                 raise SSHException("the server does not finish the key exchange")
-        elif self._rekey_due or (now >= self._rekey_at_s and self._initial_kex_done):
+        elif self._rekey_due or (now >= self._rekey_at_s and self.may_rekey):
             self._rekey_due = True
             raise NeedRekeyException
 

@@ -191,26 +191,37 @@ def _narrow(
 ) -> Tuple[str, ...]:
     """OpenSSH's list syntax over what the profile accepts: a list, or + (add), - (remove), ^ (put first) to what stands there
     unasked."""
-    if spec is None:
-        return unasked
-    operator, patterns = (spec[0], spec[1:]) if spec[:1] in ("+", "-", "^") else ("", spec)
-    chosen: List[str] = []
-    for pattern in filter(None, patterns.split(",")):
-        chosen += [name for name in accepted if _matches(pattern, name) and name not in chosen]
-    if operator == "+":
-        result = (*unasked, *(name for name in chosen if name not in unasked))
-    elif operator == "-":
-        result = tuple(name for name in unasked if name not in chosen)
-    elif operator == "^":
-        result = (*chosen, *(name for name in unasked if name not in chosen))
-    else:
-        result = tuple(chosen)
+    result = unasked if spec is None else apply_list(keyword, spec, accepted, unasked)
     if not result:
         raise UsageError(
-            f"{keyword}={printable(spec)} leaves nothing that security={profile} accepts; name at least one of "
+            f"{keyword}={printable(spec or '')} leaves nothing that security={profile} accepts; name at least one of "
             f"{', '.join(accepted)}."
         )
     return result
+
+
+def apply_list(
+    keyword: str, spec: str, accepted: Sequence[str], unasked: Optional[Sequence[str]] = None
+) -> Tuple[str, ...]:
+    """The names that a list in OpenSSH's syntax leaves of ``accepted``; ``unasked``: those that +, - and ^ change (all of them).
+
+    Raises UsageError for a negation, which would be a narrowing that is not understood."""
+    unasked = tuple(accepted if unasked is None else unasked)
+    operator, patterns = (spec[0], spec[1:]) if spec[:1] in ("+", "-", "^") else ("", spec)
+    chosen: List[str] = []
+    for pattern in filter(None, patterns.split(",")):
+        if pattern.strip().startswith("!"):
+            raise UsageError(
+                f"{keyword}={printable(spec)} negates with !; write {keyword}=-NAME,... to leave names out."
+            )
+        chosen += [name for name in accepted if _matches(pattern, name) and name not in chosen]
+    if operator == "+":
+        return (*unasked, *(name for name in chosen if name not in unasked))
+    if operator == "-":
+        return tuple(name for name in unasked if name not in chosen)
+    if operator == "^":
+        return (*chosen, *(name for name in unasked if name not in chosen))
+    return tuple(chosen)
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -332,14 +343,38 @@ def _gentler_profile(category: str, policy: Policy, theirs: Sequence[str]) -> st
     return ""
 
 
+def lenience(policy: Policy, used: Sequence[str]) -> str:
+    """What security=compatible takes that hardened would not, as a sentence for whoever mounts; "" under other profiles.
+    ``used``: what of it this connection uses, see ``concessions``."""
+    if policy.profile != "compatible":
+        return ""
+    uses = f", and this connection uses {' and '.join(used)}" if used else ""
+    return (
+        "security=compatible accepts MACs that are not encrypt-then-MAC, and groups and RSA keys of "
+        f"{policy.rsa_bits_min} bits{uses}; sftpmount audit says whether security=hardened would do."
+    )
+
+
 def require_rsa_bits(policy: Policy, bits: int, whose: str) -> None:
     """Raises PolicyError for an RSA key below the policy's size; ``whose`` is e.g. "The server's host key"."""
     if bits < policy.rsa_bits_min:
+        is_own = policy.rsa_bits_min > _profile(policy.profile, True).rsa_bits_min
+        demands = "RequiredRSASize" if is_own else f"security={policy.profile}"
         raise PolicyError(
-            f"{whose} is an RSA key of {bits} bits, and security={policy.profile} accepts {policy.rsa_bits_min} and more; "
+            f"{whose} is an RSA key of {bits} bits, and {demands} accepts {policy.rsa_bits_min} and more; "
             "use an ed25519 key, or make a larger one with ssh-keygen -t rsa -b 4096.",
             (_HOST_KEY_LINE,),
         )
+
+
+def concessions(agreement: Agreement, rsa_bits: Optional[int]) -> Tuple[str, ...]:
+    """What of this security=hardened would have refused, in words; ``rsa_bits``: of the host key, None where it is not RSA."""
+    hardened = _profile("hardened", True)
+    names = [agreement.kex] if agreement.kex not in hardened.kex else []
+    names += [mac for mac in (agreement.mac_out, agreement.mac_in) if mac and mac not in hardened.macs]
+    if rsa_bits is not None and rsa_bits < hardened.rsa_bits_min:
+        names.append(f"an RSA host key of {rsa_bits} bits")
+    return tuple(dict.fromkeys(names))
 
 
 def require_gex_bits(policy: Policy, bits: int, offered: Sequence[str] = ()) -> None:

@@ -254,6 +254,7 @@ class Connection:
         self._via = via
         self.negotiated = transport.negotiated
         self.host_key = transport.host_key_blob
+        transport.packetizer.may_rekey = True
 
     def open_subsystem(
         self, name: str, on_data: Callable[[bytes], None], on_closed: Callable[[Exception], None]

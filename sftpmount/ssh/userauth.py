@@ -203,7 +203,9 @@ class UserAuth:
             raise self._nonsense() from None
         shown = " ".join(printable(text) for text in (name, instruction) if text.strip())
         answers = answer(shown, questions) if questions or shown else []
-        return len(answers).to_bytes(4, "big") + b"".join(string(text.encode("utf-8")) for text in answers)
+        return len(answers).to_bytes(4, "big") + b"".join(
+            string(text.encode("utf-8", "surrogateescape")) for text in answers
+        )
 
     def _nonsense(self) -> Unreachable:
         return Unreachable("The server does not follow the SSH authentication protocol.")

@@ -109,7 +109,7 @@ def test_table_counts_per_peer() -> None:
 
 
 def test_difference(tmp_path: Path) -> None:
-    from bench.trial import difference
+    from bench.data import difference
 
     source, served = tmp_path / "source", tmp_path / "served"
     source.write_bytes(b"a" * 5000 + b"b" * 5000)
@@ -125,7 +125,7 @@ def test_difference(tmp_path: Path) -> None:
 
 
 def test_difference_of_trees(tmp_path: Path) -> None:
-    from bench.trial import difference
+    from bench.data import difference
 
     source, served = tmp_path / "source", tmp_path / "served"
     for tree in (source, served):

@@ -55,7 +55,8 @@ class Accepted:
 class Refused:
     """A server that is refused, with the exit status and words of the sentence that says why.
 
-    host_key    what its keys or known_hosts have become: a name of test_refused.HOST_KEYS
+    host_key    what its keys or known_hosts have become: a name of host_keys.HOST_KEYS
+    strict_kex  whether it has strict key exchange; asyncssh only
     between     a man in the middle of the key exchange
     profiles    under each of which it is refused
     """
@@ -67,6 +68,7 @@ class Refused:
     server: str = OPENSSH
     host_key_types: Tuple[str, ...] = ED25519
     host_key: str = ""
+    strict_kex: bool = True
     between: Optional[Edit] = None
     profiles: Tuple[str, ...] = ("hardened",)
     quick: bool = True
@@ -442,16 +444,18 @@ REFUSED: Dict[str, Tuple[Refused, ...]] = {
             f"{_CHACHA20} without strict key exchange",
             7,
             (*_TERRAPIN, _CHACHA20),
-            f"Ciphers {_CHACHA20}\n",
-            between=Edit(without=("kex-strict-*",)),
+            f"Ciphers {_CHACHA20}\nKexAlgorithms curve25519-sha256\n",
+            ASYNCSSH,
+            strict_kex=False,
             profiles=("hardened", "compatible"),
         ),
         Refused(
             "encrypt-then-MAC without strict key exchange",
             7,
             (*_TERRAPIN, "aes128-ctr with hmac-sha2-256-etm@openssh.com"),
-            f"{_CTR_ONLY}MACs {_ETM}\n",
-            between=Edit(without=("kex-strict-*",)),
+            f"{_CTR_ONLY}MACs {_ETM}\nKexAlgorithms curve25519-sha256\n",
+            ASYNCSSH,
+            strict_kex=False,
             profiles=("hardened", "compatible"),
             quick=False,
         ),

@@ -8,6 +8,7 @@ from typing import Any, Union
 
 from servers.cases import ASYNCSSH, OPENSSH, PROFTPD, TINYSSHD, Accepted, Refused
 from support.asyncssh_server import AsyncsshServer
+from support.kexinit import read_server_kexinit
 from support.process import program
 from support.proftpd import ProftpdServer
 from support.sshd import Sshd, keygen, public_key
@@ -20,9 +21,16 @@ def make_server(case: Union[Accepted, Refused], tmp_path: Path) -> Any:
         return TinySshd(tmp_path)
     if case.server == OPENSSH:
         return Sshd(tmp_path, case.config, hardened=False, host_key_types=case.host_key_types)
-    return {ASYNCSSH: AsyncsshServer, PROFTPD: ProftpdServer}[case.server](
-        tmp_path, case.config, host_key_types=case.host_key_types
-    )
+    if case.server == PROFTPD:
+        return ProftpdServer(tmp_path, case.config, host_key_types=case.host_key_types)
+    assert case.server == ASYNCSSH
+    strict_kex = isinstance(case, Accepted) or case.strict_kex
+    return AsyncsshServer(tmp_path, case.config, host_key_types=case.host_key_types, strict_kex=strict_kex)
+
+
+def is_strict(port: int) -> bool:
+    """Whether the server on this port of 127.0.0.1 has strict key exchange."""
+    return "kex-strict-s-v00@openssh.com" in read_server_kexinit(port).lists["kex"]
 
 
 def certify(sshd: Sshd, ca: Path, *arguments: str) -> None:
@@ -34,6 +42,6 @@ def certify(sshd: Sshd, ca: Path, *arguments: str) -> None:
     sshd.configure([f"HostCertificate {private}-cert.pub"])
 
 
-def known_ca(ca: Path) -> str:
-    """The line of known_hosts that trusts it for every port of 127.0.0.1."""
-    return f"@cert-authority [127.0.0.1]:* {public_key(ca)}\n"
+def known_ca(ca: Path, port: int) -> str:
+    """The line of known_hosts that trusts it for this port of 127.0.0.1."""
+    return f"@cert-authority [127.0.0.1]:{port} {public_key(ca)}\n"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Iterable, Sequence, Tuple
+from typing import Tuple
 
 from servers.cases import ALONE, GUIDES, REFUSED, Accepted, Refused
+from servers.door_table import load, section, table
 
 _HEAD = """\
 # Servers that are mounted, and servers that are refused
@@ -38,15 +39,14 @@ _TITLES = {
 
 
 def document() -> str:
-    parts = [_HEAD, _table(("Guide", "Server", "`security=`", "Agreed"), map(_guide, GUIDES))]
+    parts = [_HEAD, table(("Guide", "Server", "`security=`", "Agreed"), map(_guide, GUIDES))]
     parts.append(_ALONE)
     for kind, cases in ALONE.items():
-        parts.append(_table((kind, "Server", "`security=`"), map(_alone, cases)))
+        parts.append(table((kind, "Server", "`security=`"), map(_alone, cases)))
     parts.append(_REFUSED)
     for title, refused in REFUSED.items():
-        parts.append(
-            _table((_TITLES[title], "Server", "`security=`", "Exit", "Said"), map(_refused, refused))
-        )
+        parts.append(table((_TITLES[title], "Server", "`security=`", "Exit", "Said"), map(_refused, refused)))
+    parts.append(section(load()))
     return "\n".join(part.strip("\n") + "\n" for part in parts)
 
 
@@ -62,8 +62,3 @@ def _alone(case: Accepted) -> Tuple[str, ...]:
 def _refused(case: Refused) -> Tuple[str, ...]:
     profiles = ", ".join(case.profiles)
     return case.name, case.server, profiles, str(case.status), " ... ".join(case.says)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -10,9 +10,8 @@ from typing import Tuple
 import pytest
 
 from servers.cases import ACCEPTED, ALONE, TINYSSHD, Accepted
-from servers.start import certify, known_ca, make_server
+from servers.start import certify, is_strict, known_ca, make_server
 from sftpmount.ssh.policy import make_policy
-from support.kexinit import read_server_kexinit
 from support.mount import Mount, MountFailed
 
 
@@ -36,7 +35,7 @@ def test_it_is_mounted_and_stores(case: Accepted, tmp_path: Path) -> None:
         certify(server, tmp_path / "ca")
     with server:
         if case.certified:
-            server.known_hosts.write_text(known_ca(tmp_path / "ca"))
+            server.known_hosts.write_text(known_ca(tmp_path / "ca", server.port))
         command, options = Mount, ("-o", f"security={case.profile}", *case.options)
         if case.server == TINYSSHD and not is_strict(server.port):
             with pytest.raises(MountFailed, match="no strict key exchange") as refused:
@@ -49,10 +48,6 @@ def test_it_is_mounted_and_stores(case: Accepted, tmp_path: Path) -> None:
             assert (mount.path / "file").read_bytes() == data
             assert agreed_on(mount.log_text()) == case.agreed
             assert mount.unmount() == 0
-
-
-def is_strict(port: int) -> bool:
-    return "kex-strict-s-v00@openssh.com" in read_server_kexinit(port).lists["kex"]
 
 
 def agreed_on(log: str) -> Tuple[str, ...]:

@@ -14,7 +14,8 @@ def test_it_is_what_the_data_gives() -> None:
 
 
 def test_it_has_a_line_for_every_case() -> None:
-    lines = [line for line in WRITTEN.read_text().splitlines() if line.startswith("| ")]
+    matrices = WRITTEN.read_text().partition("\n## Beside")[0]
+    lines = [line for line in matrices.splitlines() if line.startswith("| ")]
     heads = [line for line in lines if line.startswith("| ---")]
     refused = [case for cases in REFUSED.values() for case in cases]
     assert len(lines) - 2 * len(heads) == len(ACCEPTED) + len(refused)

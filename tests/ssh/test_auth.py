@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import logging
 import os
@@ -13,10 +15,12 @@ import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 
 import paramiko
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from paramiko.common import (
     AUTH_FAILED,
     AUTH_PARTIALLY_SUCCESSFUL,
@@ -32,6 +36,7 @@ from sftpmount.ssh.agent import Agent, AgentError
 from sftpmount.ssh.config import Local
 from sftpmount.ssh.connect import Dialer
 from sftpmount.ssh.transport import Connection
+from sftpmount.ssh.userauth import UserAuth
 from support.process import program
 from support.sshd import Sshd, keygen, public_key
 
@@ -220,6 +225,22 @@ def test_a_reconnect_asks_for_nothing(login: Login, own_sshd: Sshd, tmp_path: Pa
         dialer().close()
     assert len(login.prompt.questions) == 1
     assert SECRET not in repr(vars(dialer))
+
+
+def test_a_key_that_others_may_read_is_passed_over(login: Login, own_sshd: Sshd, tmp_path: Path) -> None:
+    key = keygen(tmp_path / "key", "ed25519")
+    key.chmod(0o640)
+    allow(own_sshd, key)
+    with pytest.raises(AuthenticationError, match=rf"others may read it \(mode 0640\): chmod 600 {key}"):
+        login(key)
+    key.chmod(0o400)
+    login(key)
+
+
+def test_a_passphrase_may_be_in_any_encoding(login: Login, own_sshd: Sshd, tmp_path: Path) -> None:
+    key = keygen(tmp_path / "key", "ed25519", passphrase="gr\udcfcn")  # Latin-1
+    allow(own_sshd, key)
+    login(key, answers=["gr\udcfcn"])
 
 
 def test_a_key_that_cannot_be_unlocked_does_not_keep_the_next_one_out(
@@ -460,6 +481,83 @@ def test_an_agent_that_talks_nonsense_is_an_error(answer: bytes, tmp_path: Path)
         thread.join()
 
 
+class SoftwareAgent:
+    """An ssh-agent on ``path`` that holds one key; ``sign`` gets data and flags and returns the signature on the wire."""
+
+    def __init__(self, path: Path, blob: bytes, sign: Callable[[bytes, int], bytes]) -> None:
+        self._blob, self._sign = blob, sign
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> SoftwareAgent:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                peer, _ = self._listener.accept()
+            except OSError:
+                return
+            with peer, peer.makefile("rb") as stream:
+                while head := stream.read(4):
+                    reader = keys.Reader(stream.read(int.from_bytes(head, "big")))
+                    answer = b"\x0c\0\0\0\1" + keys.string(self._blob) + keys.string(b"token")
+                    if reader.take(1) == b"\x0d":
+                        assert reader.string() == self._blob
+                        answer = b"\x0e" + keys.string(self._sign(reader.string(), reader.u32()))
+                    peer.sendall(keys.string(answer))
+
+
+def test_a_security_key_in_the_agent_and_what_is_said_of_a_reconnect(
+    own_sshd: Sshd, home: Path, tmp_path: Path
+) -> None:
+    """OpenSSH's PROTOCOL.u2f: the signature is over hash(application), flags, counter and hash(data)."""
+    name = b"sk-ssh-ed25519@openssh.com"
+    private = Ed25519PrivateKey.generate()
+    public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    blob = keys.string(name) + keys.string(public) + keys.string(b"ssh:")
+
+    def sign(data: bytes, flags: int) -> bytes:
+        touched_once = b"\x01" + (1).to_bytes(4, "big")
+        signed = hashlib.sha256(b"ssh:").digest() + touched_once + hashlib.sha256(data).digest()
+        return keys.string(name) + keys.string(private.sign(signed)) + touched_once
+
+    line = f"{name.decode()} {base64.b64encode(blob).decode()}\n"
+    (own_sshd.dir / "authorized_keys").write_text(line)
+    (tmp_path / "token.pub").write_text(line)
+    with SoftwareAgent(tmp_path / "agent", blob, sign):
+        for identities in ([], [tmp_path / "token.pub"]):
+            login = Login(own_sshd, home, str(tmp_path / "agent"))
+            dialer = login.dialer(*identities)
+            finish(dialer)
+            assert [("wants a touch" in text, text.isprintable()) for text in login.prompt.notices] == [
+                (True, True)
+            ]
+            finish(dialer)
+            assert len(login.prompt.notices) == 1
+
+
+def test_an_agent_that_signs_with_sha_1_is_not_used(
+    own_sshd: Sshd, home: Path, tmp_path: Path, made_keys: MakeKey
+) -> None:
+    path = made_keys(tmp_path / "key", "rsa")
+    allow(own_sshd, path)
+    blob = keys.decode_public(Path(f"{path}.pub").read_bytes())[0]
+    with SoftwareAgent(
+        tmp_path / "agent", blob, lambda data, flags: keys.string(b"ssh-rsa") + keys.string(b"?")
+    ):
+        with pytest.raises(AuthenticationError, match="the agent cannot sign with rsa-sha2-512"):
+            Login(own_sshd, home, str(tmp_path / "agent"))()
+
+
 # Several steps on a real server.
 
 
@@ -603,14 +701,16 @@ def test_password_stdin_takes_one_line_and_asks_nobody(method: str, home: Path, 
     with Custom(tmp_path, method) as server:
         login = Login(server, home)  # type: ignore[arg-type]
         options, prompt = replace(login.options, password_stdin=True), Recorder()
-        dialer = Dialer(options, prompt, local=login.local, stdin=io.StringIO(f"{SECRET}\r\nsecond line\n"))
+        dialer = Dialer(
+            options, prompt, local=login.local, stdin=io.BytesIO(f"{SECRET}\r\nsecond line\n".encode())
+        )
         finish(dialer)
         finish(dialer)
         with pytest.raises(AuthenticationError):
-            finish(Dialer(options, prompt, local=login.local, stdin=io.StringIO("wrong\n")))
+            finish(Dialer(options, prompt, local=login.local, stdin=io.BytesIO(b"wrong\n")))
         assert server.servers[-1].seen == [method]  # a wrong one is not tried again
         with pytest.raises(AuthenticationError, match="holds no password"):
-            finish(Dialer(options, prompt, local=login.local, stdin=io.StringIO("")))
+            finish(Dialer(options, prompt, local=login.local, stdin=io.BytesIO()))
     assert prompt.questions == []
 
 
@@ -624,6 +724,33 @@ def test_keyboard_interactive_questions_are_cleaned_and_answered(home: Path, tmp
         assert "(somebody@127.0.0.1) Password:" in prompt.questions[0]
         finish(dialer)
         assert len(prompt.questions) == 2
+
+
+@pytest.mark.parametrize(
+    ("question", "warned"),
+    [
+        ("Password: ", False),
+        ("Password for somebody@server:", False),
+        ("One-time password (OATH) for `somebody': ", True),
+        ("Verification code: ", True),
+        ("OTP Password: ", True),
+        ("Password & token: ", True),
+    ],
+)
+def test_what_a_reconnect_cannot_repeat_is_said_at_mount(
+    question: str, warned: bool, home: Path, tmp_path: Path
+) -> None:
+    with Custom(tmp_path, "keyboard-interactive", answers={question: SECRET}) as server:
+        prompt, dialer = log_in(server, home, SECRET)
+        finish(dialer)
+        assert ["reconnect" in notice for notice in prompt.notices if "one-time" in notice] == [True] * warned
+
+
+def test_an_answer_may_be_in_any_encoding() -> None:
+    conversation = UserAuth(cast(Any, None), "somebody", 1.0, lambda banner: None)
+    question = keys.string(b"") * 3 + b"\0\0\0\1" + keys.string(b"Password:") + b"\0"
+    answer = conversation._answers(question, lambda shown, questions: ["gr\udcfcn"])
+    assert answer == b"\0\0\0\1" + keys.string(b"gr\xfcn")
 
 
 def test_a_key_and_then_a_password(home: Path, tmp_path: Path) -> None:

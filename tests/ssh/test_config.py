@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from sftpmount.errors import UsageError
 from sftpmount.options import SshOptions
 from sftpmount.ssh import config
-from sftpmount.ssh.config import Local, Target, parse_hop, resolve
+from sftpmount.ssh.config import Local, Target, aes_in_hardware, parse_hop, resolve
+from sftpmount.ssh.policy import make_policy
 from support.process import program
 
 Resolve = Callable[..., Target]
@@ -60,7 +62,7 @@ def test_what_nobody_said_has_our_defaults(evaluate: Resolve, local: Local) -> N
     assert target.agent_path is None
     assert target.policy.kex[0] == "mlkem768x25519-sha256"  # which the ssh installed need not know
     assert target.address_family == socket.AF_UNSPEC
-    assert target.rsa_bits_min == 3072
+    assert target.policy.rsa_bits_min == 3072
 
 
 FILE = """
@@ -108,7 +110,7 @@ def test_a_file_that_says_all(evaluate: Resolve, local: Local) -> None:
     assert target.proxy_jump == ("first", "me@second:22")
     assert target.policy.ciphers == ("aes256-gcm@openssh.com",)
     assert target.agent_path == "/agents/2222"
-    assert target.rsa_bits_min == 4096
+    assert target.policy.rsa_bits_min == 4096
     assert target.password_prompts == 1
     assert target.address_family == socket.AF_INET6
 
@@ -143,8 +145,38 @@ def test_lists_narrow_and_never_widen(evaluate: Resolve) -> None:
     target = evaluate("Ciphers aes256-cbc,aes256-ctr\nMACs hmac-sha1,hmac-sha2-256-etm@openssh.com\n")
     assert target.policy.ciphers == ("aes256-ctr",)
     assert target.policy.macs == ("hmac-sha2-256-etm@openssh.com",)
+    assert evaluate("CASignatureAlgorithms -ecdsa*\n").ca_algorithms == (
+        "ssh-ed25519",
+        "rsa-sha2-512",
+        "rsa-sha2-256",
+    )
+    assert evaluate("PubkeyAcceptedAlgorithms ssh-rsa,ssh-ed25519\n").user_key_algorithms == ("ssh-ed25519",)
     with pytest.raises(UsageError):
         evaluate("Ciphers aes256-cbc\n")
+
+
+def test_lists_that_only_add_or_reorder_start_from_ours_and_not_from_ssh_s(evaluate: Resolve) -> None:
+    """An older ssh knows no ML-KEM, and each has NIST curves among its own."""
+    ours = make_policy(fast_aes=aes_in_hardware())
+    assert evaluate("").policy == ours
+    for line in (
+        "KexAlgorithms +diffie-hellman-group14-sha1",
+        "HostKeyAlgorithms +ssh-rsa",
+        "Ciphers +aes128-cbc",
+        "MACs ^hmac-sha1",
+        "KexAlgorithms ^diffie-hellman-group14-sha1",
+    ):
+        assert evaluate(f"{line}\n").policy == ours, line
+    assert evaluate("KexAlgorithms +diffie-hellman-group14-sha1\n", security="pq").policy == make_policy(
+        "pq", fast_aes=aes_in_hardware()
+    )
+    curves = evaluate("KexAlgorithms ^ecdh-sha2-nistp521,curve25519-sha256\n").policy.kex
+    assert curves == ("ecdh-sha2-nistp521", "curve25519-sha256", *(n for n in ours.kex if n != curves[1]))
+
+
+def test_identity_file_none_leaves_the_usual_files_out(evaluate: Resolve, local: Local) -> None:
+    target = evaluate("IdentityFile none\n")
+    assert (target.identity_files, target.default_identity_files) == ((), ())
 
 
 def test_tokens_of_a_proxy_command(evaluate: Resolve) -> None:
@@ -162,6 +194,20 @@ def test_match_by_host_and_user(evaluate: Resolve) -> None:
     assert evaluate(text).port == 1111
     assert evaluate(text, "fox").port == 22
     assert evaluate(text, "fox").host_key_alias == "everyone"
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_file_that_others_may_write_is_refused(is_own: bool, local: Local) -> None:
+    file = Path(local.home) / ".ssh" / "config"
+    file.write_text("Port 5\n")
+    without_ssh = replace(local, ssh_program=None)
+    assert resolve(SshOptions("box"), without_ssh).port == 5
+    if is_own or os.getuid() != 0:
+        file.chmod(0o620)
+    else:
+        os.chown(file, 65534, 65534)
+    with pytest.raises(UsageError, match="may be written by them"):
+        resolve(SshOptions("box"), without_ssh)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +255,31 @@ def test_the_users_own_file_is_read_without_ssh(local: Local) -> None:
     Path(local.home, ".ssh", "config").write_text("Host box\n Port 77\nHost *\n Port 78\n")
     assert resolve(SshOptions("box"), replace(local, ssh_program=None)).port == 77
     assert resolve(SshOptions("box", config_file="none"), replace(local, ssh_program=None)).port == 22
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", (None, None)),
+        ("RekeyLimit default none", (None, None)),
+        ("RekeyLimit 64M", (64 * 2**20, None)),
+        ("RekeyLimit 1000000 none", (1_000_000, None)),
+        ("RekeyLimit 2G 1m30s", (2 * 2**30, 90.0)),
+        ("RekeyLimit default 1h", (None, 3600.0)),
+    ],
+)
+def test_rekey_limit(evaluate: Resolve, line: str, expected: object) -> None:
+    target = evaluate(line + "\n")
+    assert (target.rekey_bytes_max, target.rekey_interval_s) == expected
+    # The command line says it in the same words, and wins.
+    target = evaluate("RekeyLimit 1K 1\n", ssh_options=(("rekeylimit", "3K 2"),))
+    assert (target.rekey_bytes_max, target.rekey_interval_s) == (3072, 2.0)
+
+
+@pytest.mark.parametrize("value", ["much", "64MM", "-1", "1M soon", "1M 1s 1s", '"1M'])
+def test_what_is_no_rekey_limit_is_a_usage_error(evaluate: Resolve, value: str) -> None:
+    with pytest.raises(UsageError):
+        evaluate(f"RekeyLimit {value}\n")
 
 
 HOPS: Dict[str, object] = {

@@ -15,7 +15,7 @@ import pytest
 from sftpmount.errors import AuthenticationError, HostKeyError, PolicyError, Unreachable, UsageError
 from sftpmount.options import SshOptions
 from sftpmount.ssh import keys
-from sftpmount.ssh.config import Local
+from sftpmount.ssh.config import Local, resolve
 from sftpmount.ssh.connect import Dialer, connect
 from sftpmount.ssh.dial import dial_command, dial_tcp
 from sftpmount.ssh.transport import Connection
@@ -91,6 +91,22 @@ def test_a_known_host_is_connected_to(sshd: Sshd) -> None:
     assert works(connection)
     assert not connection.is_alive
     assert (prompt.questions, prompt.notices) == ([], [])
+
+
+def test_what_only_compatible_accepts_is_said_once(tmp_path: Path) -> None:
+    config = "KexAlgorithms diffie-hellman-group14-sha256\nCiphers aes256-ctr\nMACs hmac-sha2-256\n"
+    prompt = Recorder()
+    with Sshd(tmp_path, config, hardened=False, host_key_types=("rsa-2048",)) as sshd:
+        dialer = Dialer(options_for(sshd, security="compatible"), prompt)
+        assert works(dialer()) and works(dialer())
+    (said,) = prompt.notices
+    assert "diffie-hellman-group14-sha256 and hmac-sha2-256 and an RSA host key of 2048 bits" in said
+
+
+def test_nothing_is_said_of_a_server_that_the_default_accepts(sshd: Sshd) -> None:
+    prompt = Recorder()
+    assert works(connect(options_for(sshd, security="compatible"), prompt))
+    assert prompt.notices == []
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "rsa"])
@@ -255,6 +271,16 @@ def test_an_unknown_server_behind_a_known_jump_host_is_refused(two_servers: Tupl
     assert "publickey" not in target.log_text()
 
 
+def test_an_unknown_second_jump_host_is_refused(two_servers: Tuple[Sshd, Sshd]) -> None:
+    jump, target = two_servers
+    first, second = (f"ssh://{jump.user}@{host}:{jump.port}" for host in ("127.0.0.1", "localhost"))
+    options = through(jump, target, first, second, known=jump.known_hosts.read_text() + entry(target))
+    with pytest.raises(HostKeyError, match=rf"\[localhost\]:{jump.port} is unknown"):
+        connect(options, Recorder())
+    assert jump.log_text().count("Accepted publickey") == 1
+    assert "publickey" not in target.log_text()
+
+
 def test_a_jump_host_that_cannot_reach_the_server(two_servers: Tuple[Sshd, Sshd]) -> None:
     jump, target = two_servers
     target.stop()
@@ -346,6 +372,13 @@ def test_every_address_is_tried(listener: socket.socket, monkeypatch: pytest.Mon
         assert sock.getpeername()[0] == "127.0.0.1"
 
 
+def test_no_other_interface_is_used_than_the_one_named(sshd: Sshd) -> None:
+    ours = options_for(sshd).ssh_options
+    connect(options_for(sshd, ssh_options=(*ours, ("bindinterface", "lo"))), Recorder()).close()
+    with pytest.raises(Unreachable, match="No such device"):
+        connect(options_for(sshd, ssh_options=(*ours, ("bindinterface", "nowhere0"))), Recorder())
+
+
 def test_a_closed_port() -> None:
     port = free_port()
     with pytest.raises(Unreachable) as caught:
@@ -408,6 +441,39 @@ def test_a_short_rsa_host_key_is_refused(tmp_path: Path) -> None:
         assert works(connect(options_for(sshd, security="compatible"), Recorder()))
 
 
+def test_required_rsa_size_counts_for_host_keys(sshd: Sshd, tmp_path: Path) -> None:
+    known_hosts = tmp_path / "known_hosts"
+    known_hosts.write_text(entry(sshd, "rsa"))
+    options = options_for(sshd, known_hosts_files=(str(known_hosts),))
+    longer = (*options.ssh_options, ("requiredrsasize", "3073"))
+    with pytest.raises(PolicyError, match="3072 bits, and RequiredRSASize accepts 3073 and more"):
+        connect(replace(options, ssh_options=longer), Recorder())
+
+
+def test_compatible_says_so_at_the_first_connection(tmp_path: Path) -> None:
+    weak = "MACs hmac-sha2-256\nCiphers aes256-ctr\nKexAlgorithms diffie-hellman-group14-sha256"
+    with Sshd(tmp_path, weak, hardened=False, host_key_types=("ed25519",)) as sshd:
+        prompt = Recorder()
+        dialer = Dialer(options_for(sshd, security="compatible"), prompt)
+        for _ in range(2):
+            dialer().close()
+    (notice,) = prompt.notices
+    for part in (
+        "127.0.0.1: security=compatible accepts MACs that are not encrypt-then-MAC",
+        "RSA keys of 2048 bits",
+    ):
+        assert part in notice
+    assert "uses diffie-hellman-group14-sha256 and hmac-sha2-256; sftpmount audit" in notice
+
+
+@pytest.mark.parametrize("security", ["hardened", "compatible"])
+def test_only_compatible_says_so_where_it_is_not_needed(security: str, sshd: Sshd) -> None:
+    prompt = Recorder()
+    connect(options_for(sshd, security=security), prompt).close()
+    assert len(prompt.notices) == (security == "compatible")
+    assert not any(" uses " in notice for notice in prompt.notices)
+
+
 # What never becomes an option or a shell word.
 
 
@@ -424,6 +490,29 @@ def test_a_host_that_is_no_host_is_a_usage_error(host: str, local: Local) -> Non
 def test_a_user_that_is_no_user_is_a_usage_error(user: str, local: Local) -> None:
     with pytest.raises(UsageError, match="not a user name"):
         Dialer(SshOptions("127.0.0.1", user=user, config_file="none"), Recorder(), local=local)()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("hostname", "$(touch${IFS}canary)"),
+        ("hostname", "%h;touch${IFS}canary"),
+        ("hostkeyalias", "`touch${IFS}canary`"),
+        ("proxyjump", "good,x|touch${IFS}canary"),
+        ("proxyjump", "$(touch${IFS}canary)@good"),
+    ],
+)
+def test_names_in_options_do_not_reach_the_shell_of_a_match_exec(
+    keyword: str, value: str, local: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "config"
+    config.write_text('Match exec "echo %h %k > evaluated"\n  Port 1\n')
+    resolve(SshOptions("box", config_file=str(config), ssh_options=((keyword, "good"),)), local)
+    assert (tmp_path / "evaluated").exists()
+    with pytest.raises(UsageError):
+        resolve(SshOptions("box", config_file=str(config), ssh_options=((keyword, value),)), local)
+    assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Path]:
     home = tmp_path_factory.mktemp("keys")
     kinds = {"ed25519": "ed25519", "other": "ed25519", "ecdsa": "ecdsa", "rsa": "rsa", "ca": "ed25519"}
     kinds.update({"rsa_ca": "rsa", "wrong_ca": "ed25519"})
-    return {name: keygen(home / name, kind) for name, kind in kinds.items()}
+    made = {name: keygen(home / name, kind) for name, kind in kinds.items()}
+    return {**made, "short_ca": keygen(home / "short_ca", "rsa", 1024)}
 
 
 Sign = Callable[..., bytes]
@@ -68,7 +69,7 @@ def known(*lines: str) -> KnownHosts:
 
 
 def check(lines: List[str], blob: bytes, name: HostName = HERE) -> hostkeys.Verdict:
-    return known(*lines).check(name, blob, now_s=NOW_S)
+    return known(*lines).check(name, blob, now_s=NOW_S, rsa_bits_min=3072)
 
 
 # (the host field, the host asked for, its port, whether it matches)
@@ -225,7 +226,24 @@ def test_verdicts_on_plain_keys(pairs: Dict[str, Path]) -> None:
     assert check([f"box.example.org {mine}"], blob, at_2222).trust is Trust.KNOWN
     assert check([f"box.example.org {other}"], blob, at_2222).trust is Trust.UNKNOWN
     assert check([f"[box.example.org]:2222 {mine}"], blob).trust is Trust.UNKNOWN
-    assert check([f"[box.example.org]:2222 {other}", f"box.example.org {mine}"], blob, at_2222).is_good
+    changed = check([f"box.example.org {mine}", f"[box.example.org]:2222 {other}"], blob, at_2222)
+    assert changed.trust is Trust.CHANGED
+    assert changed.entry is not None
+    assert changed.entry.line == 2
+
+
+def test_lines_without_a_port_revoke_and_certify_at_every_port(pairs: Dict[str, Path], sign: Sign) -> None:
+    at_2222 = HostName.of("box.example.org", 2222)
+    mine, blob = public_key(pairs["ed25519"]), blob_of(pairs["ed25519"])
+    for listed in ("box.example.org", "[box.example.org]:2222"):
+        lines = [f"{listed} {mine}", f"@revoked box.example.org {mine}"]
+        assert check(lines, blob, at_2222).trust is Trust.REVOKED
+    lines = [f"@cert-authority *.example.org {public_key(pairs['ca'])}"]
+    assert check(lines, sign("-n", "box.example.org"), at_2222).trust is Trust.CERTIFIED
+    assert check(lines, sign("-n", "fox.example.org"), at_2222).trust is Trust.BAD_CERTIFICATE
+    assert known(*lines).key_types(at_2222) == known(*lines).key_types(HERE) != []
+    lines = [f"@cert-authority [*.example.org]:2222 {public_key(pairs['ca'])}"]
+    assert check(lines, sign("-n", "box.example.org")).trust is Trust.UNKNOWN
 
 
 def test_host_key_alias_stands_for_host_and_port(pairs: Dict[str, Path]) -> None:
@@ -272,7 +290,7 @@ CERTIFICATES = [
     (["-n", "box.example.org"], {}, ""),
     (["-n", "fox,box.example.org"], {}, ""),
     (["-n", "*.example.org"], {}, ""),
-    ([], {}, ""),
+    ([], {}, "names no host"),
     (["-n", "box.example.org"], {"ca": "rsa_ca"}, ""),
     (["-n", "box.example.org", "-t", "rsa-sha2-256"], {"ca": "rsa_ca"}, ""),
     (["-n", "box.example.org"], {"key": "rsa"}, ""),
@@ -285,6 +303,7 @@ CERTIFICATES = [
     (["-n", "box.example.org"], {"ca": "wrong_ca"}, "which no @cert-authority line names"),
     (["-n", "box.example.org", "-O", "critical:wax=poetic"], {}, "critical option that is not understood"),
     (["-n", "box.example.org", "-t", "ssh-rsa"], {"ca": "rsa_ca"}, "signed with ssh-rsa"),
+    (["-n", "box.example.org"], {"ca": "short_ca"}, "CA has an RSA key of 1024 bits, and 3072 and more"),
 ]
 
 
@@ -293,7 +312,9 @@ def test_certificates(
     options: List[str], arguments: Dict[str, object], fault: str, pairs: Dict[str, Path], sign: Sign
 ) -> None:
     blob = sign(*options, **arguments)
-    lines = [f"@cert-authority *.example.org {public_key(pairs[name])}" for name in ("ca", "rsa_ca")]
+    lines = [
+        f"@cert-authority *.example.org {public_key(pairs[name])}" for name in ("ca", "rsa_ca", "short_ca")
+    ]
     verdict = check(lines, blob)
     if not fault:
         assert verdict.trust is Trust.CERTIFIED, verdict

@@ -92,6 +92,12 @@ def test_a_list_that_leaves_nothing_is_a_usage_error(spec: str) -> None:
         make_policy(ciphers=spec)
 
 
+@pytest.mark.parametrize("spec", ["aes*,!aes128*", "-!aes256-ctr", "!chacha*"])
+def test_a_negation_is_refused_and_not_passed_over(spec: str) -> None:
+    with pytest.raises(UsageError, match=r"negates with !; write Ciphers=-NAME"):
+        make_policy(ciphers=spec)
+
+
 def test_other_lists_are_narrowed_too() -> None:
     policy = make_policy(
         kex_algorithms="curve25519-sha256", macs="hmac-sha1,hmac-sha2-512-etm*", host_key_algorithms="-*nist*"
@@ -203,6 +209,15 @@ def test_strict_kex_is_demanded_where_terrapin_matters(ciphers: object) -> None:
     with pytest.raises(PolicyError, match=r"no strict key exchange.*Terrapin.*OpenSSH 9\.6"):
         agree(make_policy(), offering(ciphers=ciphers, strict_kex=False))
     agree(make_policy(), offering(ciphers=ciphers))
+
+
+@pytest.mark.parametrize("ciphers", [CHACHA, "aes256-ctr"])
+@pytest.mark.parametrize("direction", ["ciphers_out", "ciphers_in"])
+def test_strict_kex_is_demanded_where_terrapin_matters_in_one_direction(ciphers: str, direction: str) -> None:
+    both_gcm = offering(ciphers=(GCM,), strict_kex=False)
+    agree(make_policy(), both_gcm)
+    with pytest.raises(PolicyError, match=f"without which {ciphers}"):
+        agree(make_policy(), replace(both_gcm, **{direction: (ciphers,)}))  # type: ignore[arg-type]
 
 
 def test_strict_kex_may_be_missing_with_gcm_and_with_plain_macs() -> None:

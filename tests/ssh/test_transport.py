@@ -306,6 +306,22 @@ def test_rekeying_by_both_at_once(tmp_path: Path) -> None:
         echo(connection, 8_000_003)
 
 
+def test_no_rekeying_before_the_login(server: Sshd) -> None:
+    """OpenSSH takes no key exchange while it authenticates, however little may be sent with one set of keys."""
+    with closing(connect(server, rekey_bytes_max=16)) as connection:
+        echo(connection, 10_001)
+        assert connection._transport.exchanges >= 2  # type: ignore[attr-defined]
+
+
+def test_the_limits_of_rekeying_narrow_and_never_widen(server: Sshd) -> None:
+    for policy, bytes_max in ((HARDENED, 2**35), (ONLY_CHACHA, 2**30)):
+        with closing(
+            handshake(server.port, policy, rekey_bytes_max=2**40, rekey_interval_s=1e6)
+        ) as transport:
+            packets = transport.packetizer
+            assert (packets.rekey_bytes_max, packets.rekey_interval_s) == (bytes_max, 3600.0)
+
+
 def test_rekeying_by_time(server: Sshd) -> None:
     with closing(connect(server, rekey_interval_s=0.2)) as connection:
         wait_until(lambda: connection._transport.exchanges >= 2, WAIT_S, "new keys")  # type: ignore[attr-defined]

@@ -25,7 +25,9 @@ _KEYWORDS = {
 
 
 class AsyncsshServer(ServerFiles):
-    """One server; see support.sshd.Sshd for the attributes, and server_files for ``config``."""
+    """One server; see support.sshd.Sshd for the attributes, and server_files for ``config``.
+
+    ``strict_kex=False`` makes it one of before 2.14.2, which knew no countermeasure against the Terrapin attack."""
 
     def __init__(
         self,
@@ -33,9 +35,11 @@ class AsyncsshServer(ServerFiles):
         config: str = HARDENED_CONFIG,
         *,
         host_key_types: Sequence[str] = ("ed25519", "rsa"),
+        strict_kex: bool = True,
     ) -> None:
         super().__init__(tmp_dir, "asyncssh", host_key_types)
         self._lists = algorithm_lists(config)
+        self._strict_kex = strict_kex
         self._process: Optional[subprocess.Popen[bytes]] = None
 
     def __enter__(self) -> AsyncsshServer:
@@ -51,6 +55,7 @@ class AsyncsshServer(ServerFiles):
             "port": self.port,
             "server_host_keys": [str(path) for path in self.host_keys.values()],
             "authorized_client_keys": f"{self.user_key}.pub",
+            "strict_kex": self._strict_kex,
             **{_KEYWORDS[keyword]: names for keyword, names in self._lists.items()},
         }
         with self.log.open("ab") as log:
@@ -88,6 +93,10 @@ class AsyncsshServer(ServerFiles):
 async def _serve(settings: Dict[str, Any]) -> None:
     import asyncssh  # an extra: only this process needs it
 
+    if not settings.pop("strict_kex"):
+        server = asyncssh.SSHServerConnection
+        server._get_extra_kex_algs = lambda self: [b"ext-info-s"]  # type: ignore[method-assign]
+        server._strict_kex = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
     if "kex_algs" in settings:  # without the group exchange, whose moduli asyncssh would generate
         settings["kex_algs"] = [name for name in settings["kex_algs"] if "group-exchange" not in name]
     listener = await asyncssh.listen("127.0.0.1", sftp_factory=True, allow_scp=False, **settings)

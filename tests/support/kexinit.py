@@ -80,11 +80,13 @@ class Edit:
 
 @dataclass
 class ManInTheMiddle:
-    """The relay, on a port of 127.0.0.1 of its own, to ``target_port`` there. ``seen``: the sides whose KEXINIT passed."""
+    """The relay, on a port of 127.0.0.1 of its own, to ``target_port`` there. ``seen``: the sides whose KEXINIT passed;
+    ``changed``: those in which there was something to edit."""
 
     target_port: int
     edit: Edit
     seen: List[str] = field(default_factory=list)
+    changed: List[str] = field(default_factory=list)
 
     def __enter__(self) -> ManInTheMiddle:
         self._sockets: List[socket.socket] = []
@@ -122,6 +124,8 @@ class ManInTheMiddle:
                 message = KexInit.parse(packet[1 : size - packet[0]])
                 if side in self.edit.sides:
                     self.edit.apply(message)
+                if message.pack() != packet[1 : size - packet[0]]:
+                    self.changed.append(side)
                 self.seen.append(side)
                 target.sendall(_packet(message.pack()))
                 while data := stream.read1(65536):

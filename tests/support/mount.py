@@ -25,6 +25,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 _READY_TIMEOUT_S = 20.0
 _STEP_S = 0.02
+_LAST_WORDS_S = 5.0
 
 
 class MountFailed(RuntimeError):
@@ -185,9 +186,17 @@ class Mount:
         # Another process looks first, since whoever asks a mount that does not answer waits with it.
         try:
             subprocess.run(["stat", str(self.path)], check=True, capture_output=True, timeout=timeout_s)
-        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-            raise MountFailed(f"mounted but not usable ({error}): {self.log_text().strip()}", None) from None
-        assert os.stat(self.path).st_dev != os.stat(self.path.parent).st_dev
+            is_there = os.stat(self.path).st_dev != os.stat(self.path.parent).st_dev
+        except subprocess.TimeoutExpired:
+            raise MountFailed(f"no answer after {timeout_s:g} s: {self.log_text().strip()}", None) from None
+        except (subprocess.CalledProcessError, OSError):
+            is_there = False
+        if not is_there:  # sshfs mounts before it connects, and takes the mount away where it cannot
+            try:
+                ended: Optional[int] = self._process.wait(_LAST_WORDS_S)
+            except subprocess.TimeoutExpired:
+                ended = None
+            raise MountFailed(f"mounted but not usable: {self.log_text().strip()}", ended)
 
     def _detach(self) -> None:
         if self.is_mounted:

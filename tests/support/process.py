@@ -103,9 +103,28 @@ def send_signal(pids: List[int], number: signal.Signals) -> None:
 
 def rss_bytes(pid: int) -> int:
     """Resident memory of one process in bytes; 0 when it is gone."""
+    return _status_bytes(pid, "VmRSS")
+
+
+def peak_rss_bytes(pid: int) -> int:
+    """The most resident memory that one process ever had, in bytes; 0 when it is gone."""
+    return _status_bytes(pid, "VmHWM")
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds for which one process, with all its threads, has computed, in steps of 10 ms; 0 when it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return 0.0
+    user, system = stat.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _status_bytes(pid: int, field: str) -> int:
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
