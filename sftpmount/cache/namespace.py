@@ -290,14 +290,16 @@ class Namespace:
     ) -> bool:
         """The server's whole listing of ``path``, asked for at ``mark``.
 
-        What no program asked for (but we, at ``ahead_s``) is believed for a shorter time, and tells of no absent names.
+        What no program asked for (but we, at ``ahead_s``) is believed for a shorter time, and tells of no absent names, unless
+        it renews a lease that has run out.
         Returns False, taking in nothing, where we changed something in that directory meanwhile: list again.
         """
         with self._lock:
             node = self._walk(path) or self._grow(path)
             if max(self._changes.get(node, 0), self._moved) >= mark:
                 return False
-            lifetime_s = min(AHEAD_LIFETIME_S, self._lifetime_s) if ahead_s is not None else self._lifetime_s
+            is_lease = ahead_s is None or node.complete_until > 0.0
+            lifetime_s = self._lifetime_s if is_lease else min(AHEAD_LIFETIME_S, self._lifetime_s)
             until = self._clock() + lifetime_s
             prefix = path if path.endswith(b"/") else path + b"/"
             gone = set(node.children)
@@ -313,10 +315,9 @@ class Namespace:
             for name in gone:
                 self._unlink(node, name)
             node.absent.clear()
-            if ahead_s is None:
-                node.complete_until, node.ahead = until, NEVER
-            else:
-                node.ahead = (ahead_s, mark)
+            if is_lease:
+                node.complete_until = until
+            node.ahead = NEVER if ahead_s is None else (ahead_s, mark)
             self._touch(node)
             self._forget_oldest()
             return True
