@@ -511,6 +511,8 @@ class Namespace:
                 node.target = None
                 if node.is_dir and node is not self.root:
                     node.is_incomplete()
+                elif not (node.pins and node.file is not None and node.file.authoritative):
+                    node.ours = False  # another client has written it, or put another in its place
             node.attrs = attrs if attrs.mode else attrs._replace(mode=node.attrs.mode)
             node.attrs_until = until if attrs.mode else 0.0
         return node

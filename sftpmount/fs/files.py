@@ -167,12 +167,18 @@ class Files:
             self._ns.set_attrs(node, Attrs(size=attrs.size, mtime=attrs.mtime))
         return attrs is not None
 
-    def attach(self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool) -> Handle:
-        """The handle of a file that was just opened; where that fails, what was opened is closed. Raises FsError (EINTR)."""
+    def attach(
+        self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool, *, unopened: bool = False
+    ) -> Handle:
+        """The handle of a file that was just opened; where that fails, what was opened is closed. Raises FsError."""
         self._ns.pin(node)
         try:
             with node.operation:
-                return self._new_handle(node, remote, attrs, writable)
+                if not unopened:
+                    self._owed.settle(
+                        node
+                    )  # what came meanwhile: of what is open on the server nothing is owed
+                return self._new_handle(node, remote, attrs, writable, unopened)
         except BaseException:
             self._ns.unpin(node)
             self._remote.close_file(remote)
@@ -211,8 +217,9 @@ class Files:
         Programs open what they have made to change its attributes (rsync), or to sync it. What ``is_at_hand`` is read without
         asking, as long as the bytes are held.
         """
-        handle = self.attach(node, RemoteFile(far_path, pflags), node.attrs, writable=False)
-        handle.unopened, handle.trusted = not is_at_hand, False
+        remote = RemoteFile(far_path, pflags)
+        handle = self.attach(node, remote, node.attrs, writable=False, unopened=not is_at_hand)
+        handle.trusted = False
         return handle
 
     def _open_late(self, handle: Handle) -> None:
@@ -226,9 +233,14 @@ class Files:
                 remote, attrs = self._remote.open(handle.remote.path, handle.remote.pflags)
             except FsError as error:
                 raise FsError(errno.ESTALE) if error.errno == errno.ENOENT else error from None
-            if path is not None and self._ns.told(path, attrs, mark) is node:
-                self.revalidate(node)
-            if self._ns.path_of(node) is None or file.size != size:
+            if path is None:  # we have removed its name
+                with file.lock:
+                    is_it = file.may_be(attrs.size, attrs.mtime)
+            else:
+                is_it = self._ns.told(path, attrs, mark) is node
+                if is_it:
+                    self.revalidate(node)
+            if not is_it or file.size != size:
                 self._remote.close_file(remote)
                 raise FsError(errno.ESTALE, "another client has changed it since it was opened here")
             self._follow(file, remote)
@@ -240,12 +252,15 @@ class Files:
         with file.lock:
             remote.seen = file.validator
 
-    def _new_handle(self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool) -> Handle:
+    def _new_handle(
+        self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool, unopened: bool
+    ) -> Handle:
         file = self._cache_of(node, attrs)
         trusted = self.revalidate(node)
         handle = Handle(node, file, remote, writable, Pattern(self._read_ahead_bytes_max))
         # The kernel caches each name of a hard link by itself: what was written through another is not in it.
         handle.trusted = trusted and not node.aliased
+        handle.unopened = unopened
         self._follow(file, remote)
         with file.lock:
             file.handles.append(handle)

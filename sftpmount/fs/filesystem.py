@@ -15,7 +15,7 @@ import logging
 import os
 import stat
 import time
-from typing import Callable, Dict, List, Optional, Set, Tuple, TypeVar
+from typing import Callable, Dict, Iterator, List, Optional, Set, Tuple, TypeVar
 
 from .. import waiting
 from ..cache.blocks import FileCache
@@ -31,7 +31,7 @@ from .handles import Handle, Stat, pflags_of
 from .identity import MountedDirectory
 from .links import as_relative, leads_out
 from .listings import Listings
-from .owed import OwedAttrs
+from .owed import OwedAttrs, may_wait
 from .removed import RemovedFiles, is_libfuse_name
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,15 @@ T = TypeVar("T")
 UNKNOWN_INO = 0xFFFFFFFF
 LINKS_TOLD_MAX = 100
 TARGET_BYTES_MAX = 4095  # PATH_MAX less the NUL
+
+
+@contextlib.contextmanager
+def _operating(*nodes: Optional[Node]) -> Iterator[None]:
+    """No other operation on these files meanwhile."""
+    with contextlib.ExitStack() as stack:
+        for node in sorted({node for node in nodes if node is not None}, key=id):
+            stack.enter_context(node.operation)
+        yield
 
 
 class Filesystem:
@@ -349,7 +358,7 @@ class Filesystem:
 
     def mkdir(self, path: bytes, mode: int) -> None:
         """Create a directory."""
-        self._owed.settle(self._directory_of(path))
+        self._owed.pay(self._directory_of(path))
         attrs = self._fresh_on_error(path, lambda: self._remote.mkdir(self._far_path(path), mode))
         self._ns.created(path, attrs, complete=True).ours = True
 
@@ -363,9 +372,9 @@ class Filesystem:
         """Remove a file's or a symlink's name; returns the node where it may have other names still."""
         if self._removed.forget(path):
             return None
-        self._owed.settle(self._directory_of(path))
+        self._owed.pay(self._directory_of(path))
         node = self._ns.get(path)
-        with held_still([node] if node is not None else []):
+        with _operating(node), held_still([node] if node is not None else []):
             with self._mounted.changing(path):
                 self._fresh_on_error(path, lambda: self._remote.unlink(self._far_path(path)))
             self._ns.removed(path)
@@ -380,10 +389,11 @@ class Filesystem:
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory."""
-        self._owed.settle(self._directory_of(path))
-        with self._mounted.changing(path):
-            self._fresh_on_error(path, lambda: self._remote.rmdir(self._far_path(path)))
-        self._ns.removed(path)
+        self._owed.pay(self._directory_of(path))
+        with _operating(self._ns.get(path)):
+            with self._mounted.changing(path):
+                self._fresh_on_error(path, lambda: self._remote.rmdir(self._far_path(path)))
+            self._ns.removed(path)
 
     def rename(self, old: bytes, new: bytes) -> None:
         """Rename, replacing what is there as POSIX says: a file by a file, an empty directory by a directory."""
@@ -391,8 +401,7 @@ class Filesystem:
             self._look_up(old)
             return
         moving = self._ns.get(old)
-        self._owed.settle(self._directory_of(old))
-        self._owed.settle(self._directory_of(new))
+        self._owed.pay(self._directory_of(old), self._directory_of(new))
         if is_libfuse_name(new) and moving is not None and not moving.is_dir:
             # One Ctrl-C between the steps, and the name would be gone that was only to be replaced.
             self._owed.settle(moving)
@@ -410,11 +419,11 @@ class Filesystem:
                 self._ns.linked(moving, new)
             return
         patience = waiting.patiently() if self._removed.was_removed(new) else contextlib.nullcontext()
-        if moving is not None and moving.is_dir:
-            self._owed.settle_all()  # below it are names that will be others
+        below = self._owed.below(old) if moving is not None and moving.is_dir else []
         with patience, contextlib.ExitStack() as stack:
-            if moving is not None:
-                stack.enter_context(moving.operation)
+            # What is owed of the file that is replaced must not come to the one that takes its name.
+            stack.enter_context(_operating(moving, self._ns.get(new), *below))
+            self._owed.pay(*below)
             stack.enter_context(held_still([*self._ns.open_nodes(old), *self._ns.open_nodes(new)]))
             stack.enter_context(self._mounted.changing(old, new))
             ride = self._owed.send(moving)
@@ -455,14 +464,14 @@ class Filesystem:
         """Create a hard link: both names are one file here, with one inode number and one link count."""
         node = self._look_up(old)
         self._owed.settle(node)
-        self._owed.settle(self._directory_of(new))
+        self._owed.pay(self._directory_of(new))
         self._fresh_on_error(new, lambda: self._remote.link(self._far_path(old), self._far_path(new)))
         self._ns.linked(node, new)
         return node
 
     def symlink(self, target: bytes, path: bytes) -> None:
         """Create a symbolic link at ``path``; the target is stored as given."""
-        self._owed.settle(self._directory_of(path))
+        self._owed.pay(self._directory_of(path))
         attrs = self._fresh_on_error(path, lambda: self._remote.symlink(target, self._far_path(path)))
         node = self._ns.created(path, attrs)
         node.target = target
@@ -485,7 +494,6 @@ class Filesystem:
         if stat.S_IMODE(node.mode) == stat.S_IMODE(mode) and self._ns.is_ours(node):
             return node
         self._set_attrs(path, node, Attrs(mode=stat.S_IMODE(mode)))
-        self._ns.set_attrs(node, Attrs(mode=stat.S_IFMT(node.mode) | stat.S_IMODE(mode)))
         if node.file is not None:
             with node.file.lock:
                 for handle in node.file.handles:
@@ -510,7 +518,6 @@ class Filesystem:
                 return node
         self._owed.settle(node)  # before it is another's
         self._set_attrs(path, node, attrs)
-        self._ns.set_attrs(node, attrs)
         node.ours = False
         if not node.is_symlink:
             self._ns.distrust(node)  # the server may have cleared set-id bits
@@ -531,22 +538,23 @@ class Filesystem:
         attrs = Attrs(atime=atime, mtime=mtime)
         with node.operation:
             self._set_attrs(path, node, attrs)
-            self._ns.set_attrs(node, attrs)
             self.files.times_are_set(node, mtime)
         return node
 
     def _set_attrs(self, path: bytes, node: Node, attrs: Attrs) -> None:
-        if node.is_dir and attrs.mtime is None:
-            self._owed.settle_all(but=node)  # what is in it, before a mode that may forbid it
+        if node.is_dir and (attrs.uid is not None or not may_wait(node, attrs)):
+            self._owed.pay(*self._owed.below(path))  # before it may be forbidden
         with node.operation:
             # A write that arrives after a chmod may be refused, one after a utimens changes the time again.
             self.files.store(node)
             if attrs.mtime is not None:
                 self.files.times_will_be_set(node)
-            if attrs.uid is None and self._owed.take(node, attrs):
-                return
-            self._owed.settle_alone(node)
-            self._remote.setstat(self._far_path(path), attrs, is_symlink=node.is_symlink)
+            if attrs.uid is not None or not self._owed.take(node, attrs):
+                self._owed.settle(node)
+                self._remote.setstat(self._far_path(path), attrs, is_symlink=node.is_symlink)
+            if attrs.mode is not None:
+                attrs = attrs._replace(mode=stat.S_IFMT(node.mode) | attrs.mode)
+            self._ns.set_attrs(node, attrs)
 
     def truncate(self, path: Optional[bytes], size: int, handle: Optional[Handle] = None) -> Node:
         """Cut a file, or extend it with a hole, by path or by a handle that may write."""
@@ -579,7 +587,8 @@ class Filesystem:
         pflags = pflags_of(flags)
         node = self._ns.get(path)
         losses = self.files.losses
-        if not writable and node is not None and self._removed.node_at(path) is None:
+        is_read = not writable and not pflags & wire.FXF_TRUNC
+        if is_read and node is not None and self._removed.node_at(path) is None:
             if self._is_surely_ours(path, node):
                 return self.files.attach_unopened(node, self._far_path(path), pflags)
             if self._files_ahead.is_at_hand(path, node):
@@ -592,6 +601,7 @@ class Filesystem:
             self.files.changed_size(handle.node, 0, losses)
         else:
             with node.operation:
+                self._owed.settle(node)
                 self.files.store(node)
                 with self.files.truncating(node, 0):
                     handle = self._open(path, pflags, writable)
@@ -624,7 +634,8 @@ class Filesystem:
     def create(self, path: bytes, flags: int, mode: int) -> Handle:
         """Create and open a file; with O_EXCL it fails with EEXIST where the name is taken."""
         pflags = pflags_of(flags) | wire.FXF_CREAT | (wire.FXF_EXCL if flags & os.O_EXCL else 0)
-        self._owed.settle(self._directory_of(path))
+        self._owed.pay(self._directory_of(path))
+        self._owed.settle(self._ns.get(path))
         losses = self.files.losses
         try:
             remote, attrs = self._remote.open(self._far_path(path), pflags, Attrs(mode=stat.S_IMODE(mode)))
@@ -642,6 +653,7 @@ class Filesystem:
 
     def fsyncdir(self, path: bytes) -> None:
         """What is pending below a directory is stored; SFTP has no fsync of the directory itself."""
-        self._owed.settle_all()
+        self._owed.settle(self._ns.get(path))
+        self._owed.pay(*self._owed.below(path))
         for node in self._ns.open_nodes(path):
             self.files.store(node, commit=True)

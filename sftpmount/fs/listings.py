@@ -34,12 +34,14 @@ _WALKS_MAX = 500
 # A listing that nobody has asked for may cost this much for each single name that was: a round trip is worth some kilobytes.
 _ENTRIES_PER_ASK = 200
 _LISTINGS_AGAIN = 3
+# So often is the order of a walk looked for at every step, and then at the 16th, the 32nd...: each costs a look at all names.
+_STEPS_GUESSED = 8
 
 
 class _Walk:
     """What programs did in one directory lately."""
 
-    __slots__ = ("asks", "last_s", "recent", "steps", "tried", "window")
+    __slots__ = ("asks", "last_s", "plan", "recent", "steps", "tried", "window")
 
     def __init__(self) -> None:
         self.last_s = 0.0
@@ -48,6 +50,7 @@ class _Walk:
         self.recent: Deque[bytes] = deque(maxlen=_RECENT)  # the last of them
         self.tried: Set[bytes] = set()  # directories in it that were listed ahead, and not come to yet
         self.window = _AHEAD_FIRST
+        self.plan: Optional[order.Plan] = None
 
 
 class Listings:
@@ -141,13 +144,16 @@ class Listings:
                 above.tried.discard(name)
                 is_in_time = self._ns.is_listed(path, self._clock() - AHEAD_S)
                 above.window = min(above.window * 2, AHEAD_MAX) if is_in_time else max(above.window // 2, 1)
-            window, recent = above.window, list(above.recent)
-        entries = [entry for entry in self._ns.children(parent) if entry[1].is_dir]
-        which = order.guess(entries, recent)
-        next_ones = order.after(order.ORDERS[which or 0](entries), name)
-        if which is None:  # then any of them, and sooner
-            window = min(AHEAD_MAX, 4**above.steps)
+            window, recent, steps, plan = above.window, list(above.recent), above.steps, above.plan
+        is_time = steps <= _STEPS_GUESSED or steps & (steps - 1) == 0
+        if plan is None or not plan.holds(recent) or (not plan.is_guessed and is_time):
+            entries = [entry for entry in self._ns.children(parent) if entry[1].is_dir]
+            plan = order.Plan(entries, recent)
+        if not plan.is_guessed:  # then any of them, and sooner
+            window = min(AHEAD_MAX, 4 ** min(steps, 4))
+        next_ones = plan.after(name, 2 * AHEAD_MAX)
         with self._lock:
+            above.plan = plan
             above.tried.intersection_update(next_ones[:AHEAD_MAX])  # the others were passed over
             next_ones = [each for each in next_ones if each not in above.tried][
                 : max(0, window - len(above.tried))
