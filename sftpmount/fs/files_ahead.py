@@ -53,6 +53,7 @@ class FilesAhead:
         files: Files,
         far_path: Callable[[bytes], bytes],
         *,
+        cache_bytes_max: int,
         clock: Callable[[], float],
     ) -> None:
         self._remote = remote
@@ -63,7 +64,9 @@ class FilesAhead:
         self._lock = threading.Lock()  # guards what follows
         self._last: Optional[Node] = None
         self._streak = 0
-        self._window = _WINDOW_FIRST
+        # What is read ahead must still be there when it is opened.
+        self._window_max = max(1, min(_WINDOW_MAX, cache_bytes_max // (2 * SMALL_BYTES)))
+        self._window = min(_WINDOW_FIRST, self._window_max)
         self._order = 0  # in which the last program that was recognised goes
         self._trails: OrderedDict[bytes, _Trail] = OrderedDict()
         self._running: Dict[bytes, Future[None]] = {}
@@ -128,7 +131,7 @@ class FilesAhead:
     def _follow(self, directory: bytes, trail: _Trail, name: bytes) -> List[bytes]:
         if name in trail.asked:
             trail.asked.discard(name)
-            self._window = min(self._window * 2, _WINDOW_MAX)
+            self._window = min(self._window * 2, self._window_max)
             trail.misses = 0
         else:
             trail.misses += 1

@@ -115,7 +115,9 @@ class Filesystem:
             was_another_directory=self._was_another_directory,
             clock=clock,
         )
-        self._files_ahead = FilesAhead(remote, self._ns, self.files, self._far_path, clock=clock)
+        self._files_ahead = FilesAhead(
+            remote, self._ns, self.files, self._far_path, cache_bytes_max=cache_bytes_max, clock=clock
+        )
         self._mounted = MountedDirectory(self._ns)
         remote.on_connected = self._mounted.check
         # What happens in open files is theirs alone.

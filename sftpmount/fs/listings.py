@@ -153,6 +153,8 @@ class Listings:
             window = min(AHEAD_MAX, 4 ** min(steps, 4))
         next_ones = plan.after(name, 2 * AHEAD_MAX)
         with self._lock:
+            if plan is not above.plan:
+                above.tried.clear()  # the guess was wrong
             above.plan = plan
             above.tried.intersection_update(next_ones[:AHEAD_MAX])  # the others were passed over
             next_ones = [each for each in next_ones if each not in above.tried][

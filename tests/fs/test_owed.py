@@ -14,7 +14,7 @@ import pytest
 
 from fs.conftest import START_S, Clock
 from fs.test_filesystem import WAIT_S, Mount, get, refused
-from sftp.fake_server import FakeServer, Fault, Request, named
+from sftp.fake_server import FakeServer, Fault, named
 from sftpmount.errors import FsError
 from sftpmount.fs.filesystem import Filesystem
 from sftpmount.fs.owed import OWED_S
