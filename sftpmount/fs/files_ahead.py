@@ -24,6 +24,8 @@ SMALL_BYTES = BLOCK_BYTES
 AHEAD_S = 1.0
 # So many must have been read whole, one after the other, before any is read ahead.
 STREAK = 2
+# So long after its last open such a program is not thought of any more when somebody lists a directory.
+STREAK_S = 5.0
 _WINDOW_FIRST = 4
 _WINDOW_MAX = 48
 _THREADS = 16
@@ -64,6 +66,7 @@ class FilesAhead:
         self._lock = threading.Lock()  # guards what follows
         self._last: Optional[Node] = None
         self._streak = 0
+        self._opened_s = clock()
         # What is read ahead must still be there when it is opened.
         self._window_max = max(1, min(_WINDOW_MAX, cache_bytes_max // (2 * SMALL_BYTES)))
         self._window = min(_WINDOW_FIRST, self._window_max)
@@ -90,6 +93,7 @@ class FilesAhead:
                 whole = self._last is not None and self._files.is_held(self._last)
                 self._streak = self._streak + 1 if whole else 0
                 self._last = node
+            self._opened_s = self._clock()
             trail = self._trail(directory)
             trail.recent.append(name)
             if self._streak >= STREAK:
@@ -108,7 +112,8 @@ class FilesAhead:
     def listed(self, directory: bytes) -> None:
         """A program has listed it: if it is one that reads whole files, those in there are next."""
         with self._lock:
-            if self._streak < STREAK or directory in self._trails:
+            is_over = self._clock() - self._opened_s > STREAK_S
+            if self._streak < STREAK or is_over or directory in self._trails:
                 return
             trail = self._trail(directory)
             trail.upcoming = self._upcoming(directory, self._order)

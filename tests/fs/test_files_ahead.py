@@ -14,7 +14,7 @@ from fs.test_filesystem import CUTS, WAIT_S, Mount, get, noise, put, refused
 from fs.test_owed import make
 from sftp.fake_server import FakeServer, Fault, Request, string
 from sftpmount.cache.blocks import BLOCK_BYTES
-from sftpmount.fs.files_ahead import AHEAD_S, STREAK
+from sftpmount.fs.files_ahead import AHEAD_S, STREAK, STREAK_S
 from sftpmount.fs.filesystem import Filesystem
 from support.process import wait_until
 
@@ -105,6 +105,17 @@ class TestAhead:
         assert times_asked(server, b"/e/a") == times_asked(server, b"/e/b") == 1
         assert is_right(fs, b"/e/a") and is_right(fs, b"/e/b")
         assert times_asked(server, b"/e/a") == times_asked(server, b"/e/b") == 1
+
+    def test_not_when_that_program_is_long_gone(
+        self, server: FakeServer, fs: Filesystem, files: List[bytes], clock: Clock
+    ) -> None:
+        server.make_dir(b"/home/e")
+        server.make(b"/home/e/a", b"x", mtime=OLD)
+        begin(fs, files)
+        clock.s += STREAK_S + 1
+        fs.readdir(b"/e")
+        quiet(fs)
+        assert times_asked(server, b"/e/a") == 0
 
     def test_how_far(self, server: FakeServer, fs: Filesystem) -> None:
         server.make_dir(b"/home/d")
