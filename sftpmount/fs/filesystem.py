@@ -113,6 +113,7 @@ class Filesystem:
             self._ns,
             far_path=self._far_path,
             was_another_directory=self._was_another_directory,
+            lifetime_s=dir_cache_timeout_s,
             clock=clock,
         )
         self._files_ahead = FilesAhead(

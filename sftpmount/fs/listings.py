@@ -63,12 +63,14 @@ class Listings:
         *,
         far_path: Callable[[bytes], bytes],
         was_another_directory: Callable[[], bool],
+        lifetime_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._remote = remote
         self._ns = names
         self._far_path = far_path
         self._was_another_directory = was_another_directory
+        self._ahead_s = min(AHEAD_S, lifetime_s)  # who wants nothing cached wants nothing from ahead
         self._clock = clock
         self._lock = threading.Lock()  # guards _walks, _running
         self._walks: OrderedDict[bytes, _Walk] = OrderedDict()
@@ -89,7 +91,7 @@ class Listings:
             running = self._running.get(path)
         if running is not None:
             waiting.result(running)
-        listing = self._ns.take_listing_ahead(path, self._clock() - AHEAD_S)
+        listing = self._ns.take_listing_ahead(path, self._clock() - self._ahead_s)
         entries: List[Entry] = []
         for _ in range(_LISTINGS_AGAIN if listing is None else 0):
             # Again where we changed something in it while the server was listing it.
@@ -142,7 +144,7 @@ class Listings:
             above.recent.append(name)
             if name in above.tried:
                 above.tried.discard(name)
-                is_in_time = self._ns.is_listed(path, self._clock() - AHEAD_S)
+                is_in_time = self._ns.is_listed(path, self._clock() - self._ahead_s)
                 above.window = min(above.window * 2, AHEAD_MAX) if is_in_time else max(above.window // 2, 1)
             window, recent, steps, plan = above.window, list(above.recent), above.steps, above.plan
         is_time = steps <= _STEPS_GUESSED or steps & (steps - 1) == 0
@@ -167,7 +169,7 @@ class Listings:
     # -- ahead ------------------------------------------------------------------------------------------------------------
 
     def _list_ahead(self, path: bytes, entries_max: int) -> None:
-        if self._ns.is_listed(path, self._clock() - AHEAD_S):
+        if not self._ahead_s or self._ns.is_listed(path, self._clock() - self._ahead_s):
             return
         with self._lock:
             if path in self._running:

@@ -11,7 +11,7 @@ from typing import Callable, Dict, List
 import pytest
 
 from fs.conftest import Clock
-from fs.test_filesystem import WAIT_S, names, refused
+from fs.test_filesystem import WAIT_S, Mount, names, refused
 from fs.test_owed import make
 from sftp.fake_server import FakeServer, Fault, Request
 from sftpmount.fs import order
@@ -153,6 +153,14 @@ class TestAhead:
         fs.readdir(dirs[2])
         fs.readdir(dirs[10])
         assert server.count("OPENDIR") == before + 1
+
+    def test_not_where_nothing_is_to_be_cached(
+        self, server: FakeServer, mount: Mount, dirs: List[bytes]
+    ) -> None:
+        fs = mount(server, dir_cache_timeout_s=0.0)
+        begin(fs, dirs, COUNT)
+        fs.readdir(dirs[0])
+        assert server.count("OPENDIR") == 1 + COUNT + 1
 
     def test_how_far(self, server: FakeServer, fs: Filesystem) -> None:
         paths = [b"/%03d" % each for each in range(200)]
