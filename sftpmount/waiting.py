@@ -12,9 +12,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from typing import Callable, Iterator, Optional, Protocol
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from typing import Callable, Iterator, Optional, Protocol, TypeVar
 
 from .errors import FsError
+
+T = TypeVar("T")
 
 POLL_S = 0.25  # Ctrl-C is to free a program within a second
 
@@ -87,6 +91,15 @@ def wait(condition: threading.Condition) -> None:
     """``condition.wait()``, and now and then for nothing; raises FsError (EINTR). Does not wait longer than ``POLL_S``."""
     if not condition.wait(POLL_S):
         check()
+
+
+def result(future: Future[T]) -> T:
+    """``future.result()``; raises FsError (EINTR)."""
+    while True:
+        try:
+            return future.result(POLL_S)
+        except NotYet:
+            check()
 
 
 class RLock:

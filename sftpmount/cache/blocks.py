@@ -188,6 +188,7 @@ class FileCache:
         self.mtime: Optional[int] = (
             None  # what stat shows while the server's is not yet that of our last write
         )
+        self.ahead_s = float("-inf")  # when the server was last asked for all of it, ahead of a program
         self._clean = clean
 
     def __str__(self) -> str:
@@ -492,6 +493,11 @@ class FileCache:
         ):
             return False
         return mtime is None or mtime >= self.committed_mtime
+
+    @property
+    def is_held(self) -> bool:
+        """True where a file of one block, or of none, is among the clean ones; it may be gone the next moment."""
+        return self.size == 0 or self._clean.has(self.file_id, 0)
 
     def distrust(self) -> None:
         """Forget every clean byte: the server's file is not the one they came from."""

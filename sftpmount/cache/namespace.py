@@ -26,6 +26,9 @@ from .. import waiting
 from ..sftp.wire import Attrs, Entry
 
 ROOT_INO = 1
+NEVER = (float("-inf"), 0)
+# What was listed without a program's asking answers for no longer.
+AHEAD_LIFETIME_S = 5.0
 
 
 class Node:
@@ -33,6 +36,7 @@ class Node:
 
     __slots__ = (
         "absent",
+        "ahead",
         "aliased",
         "attrs",
         "attrs_until",
@@ -43,6 +47,8 @@ class Node:
         "ino",
         "links",
         "operation",
+        "ours",
+        "owed",
         "pins",
         "target",
         "times_set",
@@ -57,9 +63,13 @@ class Node:
         self.children: Dict[bytes, Node] = {}
         self.absent: Dict[bytes, float] = {}
         self.complete_until = 0.0
+        # When a listing that no program has seen yet was asked for: seconds, mark.
+        self.ahead: Tuple[float, int] = NEVER
         self.target: Optional[bytes] = None  # a symlink's target, where known
         self.times_set = False  # by us, and not committed: a server that forgets may have older ones again
         self.aliased = False  # has or had several names: the kernel holds an inode for each
+        self.ours = False  # made by this mount, and seen as such since
+        self.owed: Optional[Attrs] = None  # changes that the server is not told of yet
         self.pins = 0  # open handles: a pinned node is never forgotten
         self.file: Any = None  # cache.blocks.FileCache, made at the first open
         self.operation = waiting.RLock()
@@ -73,6 +83,15 @@ class Node:
     def is_dir(self) -> bool:
         """True for a directory."""
         return stat.S_ISDIR(self.mode)
+
+    def is_incomplete(self) -> None:
+        """Names may be missing among its children: its listing answers for nothing any more."""
+        self.complete_until, self.ahead = 0.0, NEVER
+
+    @property
+    def is_file(self) -> bool:
+        """True for a regular file."""
+        return stat.S_ISREG(self.mode)
 
     @property
     def is_told(self) -> bool:
@@ -88,6 +107,11 @@ class Node:
 def _same_type(node: Node, attrs: Attrs) -> bool:
     """True unless both types are known and differ; some listings come without attributes."""
     return not node.mode or not attrs.mode or stat.S_IFMT(node.mode) == stat.S_IFMT(attrs.mode)
+
+
+def _over(old: Attrs, new: Attrs) -> Attrs:
+    """``old`` with what is not None in ``new``."""
+    return Attrs(*(after if after is not None else before for after, before in zip(new, old)))
 
 
 class Absent(Exception):
@@ -160,7 +184,7 @@ class Namespace:
             return None
         node = parent.children.get(name)
         if node is not None:
-            if node.pins and node.file is not None and node.file.authoritative:
+            if node.owed is not None or (node.pins and node.file is not None and node.file.authoritative):
                 return node
             return node if node.attrs_until > now and node.is_told else None
         if parent.complete_until > now or parent.absent.get(name, 0.0) > now:
@@ -185,6 +209,28 @@ class Namespace:
                 return None
             self._touch(node)
             return list(node.children.items())
+
+    def take_listing_ahead(self, path: bytes, since_s: float) -> Optional[List[Tuple[bytes, Node]]]:
+        """The names and nodes that a listing ahead has brought, for one program, once; else None.
+
+        Only where the server was asked after ``since_s``, a time of the clock, and after our last change in there.
+        """
+        with self._lock:
+            node = self._walk(path)
+            if node is None:
+                return None
+            (asked_s, mark), node.ahead = node.ahead, NEVER
+            if asked_s < since_s or max(self._changes.get(node, 0), self._moved) >= mark:
+                return None
+            node.complete_until = max(node.complete_until, asked_s + self._lifetime_s)
+            self._touch(node)
+            return list(node.children.items())
+
+    def is_listed(self, path: bytes, since_s: float) -> bool:
+        """True where its listing is fresh, or one ahead was asked for after ``since_s``."""
+        with self._lock:
+            node = self._walk(path)
+            return node is not None and (node.complete_until > self._clock() or node.ahead[0] >= since_s)
 
     def is_known_empty(self, path: bytes) -> bool:
         """True where a fresh, complete listing has nothing in it."""
@@ -213,7 +259,7 @@ class Namespace:
             return [] if directory is None else list(directory.children.items())
 
     def open_nodes(self, below: Optional[bytes] = None) -> List[Node]:
-        """The nodes with open handles, all or those at and below a path."""
+        """The nodes with open handles, or with attributes that are owed: all, or those at and below a path."""
         with self._lock:
             start = self.root if below is None else self._walk(below)
             return [] if start is None else list(self._pinned(start))
@@ -240,7 +286,7 @@ class Namespace:
             if node is not None:
                 self._unlink(parent, name)  # another client replaced it by something else
             elif not current:
-                parent.complete_until = 0.0  # it would show in the listing
+                parent.is_incomplete()  # it would show in the listing
             return self._insert(parent, name, path, attrs, until)
 
     def told_absent(self, path: bytes, mark: int) -> None:
@@ -257,16 +303,22 @@ class Namespace:
                 parent.absent.clear()
             parent.absent[name] = self._clock() + self._lifetime_s
 
-    def told_listing(self, path: bytes, entries: Iterable[Entry], mark: int) -> bool:
+    def told_listing(
+        self, path: bytes, entries: Iterable[Entry], mark: int, *, ahead_s: Optional[float] = None
+    ) -> bool:
         """The server's whole listing of ``path``, asked for at ``mark``.
 
+        What no program asked for (but we, at ``ahead_s``) is believed for a shorter time, and tells of no absent names, unless
+        it renews a lease that has run out.
         Returns False, taking in nothing, where we changed something in that directory meanwhile: list again.
         """
         with self._lock:
             node = self._walk(path) or self._grow(path)
             if max(self._changes.get(node, 0), self._moved) >= mark:
                 return False
-            until = self._clock() + self._lifetime_s
+            is_lease = ahead_s is None or node.complete_until > 0.0
+            lifetime_s = self._lifetime_s if is_lease else min(AHEAD_LIFETIME_S, self._lifetime_s)
+            until = self._clock() + lifetime_s
             prefix = path if path.endswith(b"/") else path + b"/"
             gone = set(node.children)
             for entry in entries:
@@ -281,7 +333,9 @@ class Namespace:
             for name in gone:
                 self._unlink(node, name)
             node.absent.clear()
-            node.complete_until = until
+            if is_lease:
+                node.complete_until = until
+            node.ahead = NEVER if ahead_s is None else (ahead_s, mark)
             self._touch(node)
             self._forget_oldest()
             return True
@@ -360,7 +414,7 @@ class Namespace:
                 if node.is_dir:
                     self._moved = self._mark
             else:
-                new_parent.complete_until = 0.0
+                new_parent.is_incomplete()
                 new_parent.absent.pop(new_name, None)
                 self._moved = self._mark
             if old_parent is not None:
@@ -371,7 +425,28 @@ class Namespace:
         with self._lock:
             self._mark += 1
             node.changed = self._mark
-            node.attrs = Attrs(*(new if new is not None else old for new, old in zip(attrs, node.attrs)))
+            node.attrs = _over(node.attrs, attrs)
+
+    def is_ours(self, node: Node) -> bool:
+        """True for a file or directory of one name that this mount has made, while its attributes may be believed."""
+        with self._lock:
+            is_known = node.owed is not None or node.attrs_until > self._clock()
+            return node.ours and is_known and not node.aliased and not node.is_symlink
+
+    def owe(self, node: Node, attrs: Attrs) -> None:
+        """These attributes are to be shown from now on; the server is told of them later, see ``paid``."""
+        with self._lock:
+            node.owed = _over(node.owed or Attrs(), attrs)
+
+    def paid(self, node: Node, attrs: Attrs) -> bool:
+        """The server has, or refuses, what was owed; True unless more has come meanwhile."""
+        with self._lock:
+            self._mark += 1
+            node.changed = self._mark  # older answers do not have it
+            if node.owed is not attrs:
+                return node.owed is None
+            node.owed = None
+            return True
 
     def distrust(self, node: Node) -> None:
         """Ask the server before the next answer about ``node``."""
@@ -383,12 +458,13 @@ class Namespace:
         with self._lock:
             node = self._walk(path)
             if node is not None:
-                node.attrs_until = node.complete_until = 0.0
+                node.attrs_until = 0.0
+                node.is_incomplete()
             if path != b"/":
                 parent_path, name = split(path)
                 parent = self._walk(parent_path)
                 if parent is not None:
-                    parent.complete_until = 0.0
+                    parent.is_incomplete()
                     parent.absent.pop(name, None)
 
     def pin(self, node: Node) -> None:
@@ -423,7 +499,7 @@ class Namespace:
                 grown += b"/" + name
                 found = node.children.get(name)
                 if found is None:
-                    node.complete_until = 0.0  # the listing did not have it: it is a guess
+                    node.is_incomplete()  # the listing did not have it: it is a guess
                     found = self._insert(node, name, grown, Attrs(mode=stat.S_IFDIR | 0o700), 0.0)
                 node = found
         return node
@@ -448,11 +524,13 @@ class Namespace:
             salt += b"\0+"
 
     def _take_in(self, node: Node, attrs: Attrs, until: float, mark: int) -> Node:
-        if node.changed < mark:
+        if node.changed < mark and node.owed is None:
             if node.attrs.mtime != attrs.mtime or node.attrs.size != attrs.size:
                 node.target = None
                 if node.is_dir and node is not self.root:
-                    node.complete_until = min(node.complete_until, self._clock())
+                    node.is_incomplete()
+                elif not (node.pins and node.file is not None and node.file.authoritative):
+                    node.ours = False  # another client has written it, or put another in its place
             node.attrs = attrs if attrs.mode else attrs._replace(mode=node.attrs.mode)
             node.attrs_until = until if attrs.mode else 0.0
         return node
@@ -486,7 +564,7 @@ class Namespace:
         while len(self._inos) > self._entries_max and tries > 0:
             tries -= 1
             directory, _ = self._used.popitem(last=False)
-            directory.complete_until = 0.0
+            directory.is_incomplete()
             directory.absent.clear()
             for name, child in list(directory.children.items()):
                 if not any(True for _ in self._pinned(child)):
@@ -499,7 +577,7 @@ class Namespace:
         seen: Set[Node] = set()
         while nodes:
             node = nodes.pop()
-            if node.pins and node not in seen:
+            if (node.pins or node.owed is not None) and node not in seen:
                 seen.add(node)
                 yield node
             nodes.extend(node.children.values())

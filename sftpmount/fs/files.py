@@ -22,6 +22,7 @@ from ..sftp.remote import FSYNC, Remote
 from ..sftp.remote_file import RemoteFile
 from ..sftp.wire import Attrs
 from .handles import Handle
+from .owed import OwedAttrs
 from .removed import RemovedFiles
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Files:
         remote: Remote,
         names: Namespace,
         removed: RemovedFiles,
+        owed: OwedAttrs,
         *,
         commit_on_close: bool,
         cache_bytes_max: int,
@@ -60,6 +62,7 @@ class Files:
         self._remote = remote
         self._ns = names
         self._removed = removed
+        self._owed = owed
         self._commit_on_close = commit_on_close
         self._read_ahead_bytes_max = min(read_ahead_bytes_max, cache_bytes_max // 4)
         self._wall = wall
@@ -164,33 +167,119 @@ class Files:
             self._ns.set_attrs(node, Attrs(size=attrs.size, mtime=attrs.mtime))
         return attrs is not None
 
-    def attach(self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool) -> Handle:
-        """The handle of a file that was just opened; where that fails, what was opened is closed. Raises FsError (EINTR)."""
+    def attach(
+        self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool, *, unopened: bool = False
+    ) -> Handle:
+        """The handle of a file that was just opened; where that fails, what was opened is closed. Raises FsError."""
         self._ns.pin(node)
         try:
             with node.operation:
-                return self._new_handle(node, remote, attrs, writable)
+                if not unopened:
+                    self._owed.settle(
+                        node
+                    )  # what came meanwhile: of what is open on the server nothing is owed
+                return self._new_handle(node, remote, attrs, writable, unopened)
         except BaseException:
             self._ns.unpin(node)
             self._remote.close_file(remote)
             raise
 
-    def _new_handle(self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool) -> Handle:
-        if node.file is None:
-            node.file = FileCache(next(self._file_ids), attrs.size or 0, self._clean)
-            node.file.times_set = node.times_set
-        file: FileCache = node.file
+    def is_held(self, node: Node) -> bool:
+        """True where all bytes of a small file are at hand, as far as we know."""
+        file: Optional[FileCache] = node.file
+        return file is not None and file.is_held
+
+    def is_fresh(self, node: Node, since_s: float) -> bool:
+        """The same, where they were asked for after ``since_s``, a time of the clock, and would be believed at an open."""
+        file: Optional[FileCache] = node.file
+        if file is None:
+            return False
+        with file.lock:
+            return file.ahead_s >= since_s and file.is_held and self._is_true(node, file)
+
+    def keep(self, node: Node, attrs: Attrs, data: bytes, asked_s: float) -> None:
+        """All bytes of a small file, and the attributes that they came with; asked for ahead of a program."""
+        with node.operation:
+            file = self._cache_of(node, attrs)
+            self.revalidate(node)
+            with file.lock:
+                is_theirs = not file.authoritative and not file.unsafe
+                if is_theirs and file.validator == (attrs.size, attrs.mtime) and file.size == len(data):
+                    if data:
+                        self._clean.put(file.file_id, 0, data)
+                    file.ahead_s = asked_s
+
+    def attach_unopened(
+        self, node: Node, far_path: bytes, pflags: int, *, is_at_hand: bool = False
+    ) -> Handle:
+        """The handle, for reading, of a file that this mount has just made: the server is asked when it is read.
+
+        Programs open what they have made to change its attributes (rsync), or to sync it. What ``is_at_hand`` is read without
+        asking, as long as the bytes are held.
+        """
+        remote = RemoteFile(far_path, pflags)
+        handle = self.attach(node, remote, node.attrs, writable=False, unopened=not is_at_hand)
+        handle.trusted = False
+        return handle
+
+    def _open_late(self, handle: Handle) -> None:
+        node, file = handle.node, handle.file
+        with node.operation, handle.remote.reopening:
+            if not handle.unopened:
+                return
+            self._owed.settle(node)
+            mark, size, path = self._ns.mark(), file.size, self._ns.path_of(node)
+            try:
+                remote, attrs = self._remote.open(handle.remote.path, handle.remote.pflags)
+            except FsError as error:
+                raise FsError(errno.ESTALE) if error.errno == errno.ENOENT else error from None
+            if path is None:  # we have removed its name
+                with file.lock:
+                    is_it = file.may_be(attrs.size, attrs.mtime)
+            else:
+                is_it = self._ns.told(path, attrs, mark) is node
+                if is_it:
+                    self.revalidate(node)
+            if not is_it or file.size != size:
+                self._remote.close_file(remote)
+                raise FsError(errno.ESTALE, "another client has changed it since it was opened here")
+            self._follow(file, remote)
+            handle.remote, handle.unopened = remote, False
+
+    def _follow(self, file: FileCache, remote: RemoteFile) -> None:
+        """``remote`` is open on ``file``, at its present version."""
+        remote.verify = lambda ask: self._verify_reopened(file, ask)
+        with file.lock:
+            remote.seen = file.validator
+
+    def _new_handle(
+        self, node: Node, remote: RemoteFile, attrs: Attrs, writable: bool, unopened: bool
+    ) -> Handle:
+        file = self._cache_of(node, attrs)
         trusted = self.revalidate(node)
         handle = Handle(node, file, remote, writable, Pattern(self._read_ahead_bytes_max))
         # The kernel caches each name of a hard link by itself: what was written through another is not in it.
         handle.trusted = trusted and not node.aliased
-        remote.verify = lambda ask: self._verify_reopened(file, ask)
+        handle.unopened = unopened
+        self._follow(file, remote)
         with file.lock:
-            remote.seen = file.validator
             file.handles.append(handle)
             if writable:
                 file.writers.append(remote)
         return handle
+
+    def _cache_of(self, node: Node, attrs: Attrs) -> FileCache:
+        """For who holds ``node.operation``."""
+        if node.file is None:
+            node.file = FileCache(next(self._file_ids), attrs.size or 0, self._clean)
+            node.file.times_set = node.times_set
+        file: FileCache = node.file
+        return file
+
+    def _is_true(self, node: Node, file: FileCache) -> bool:
+        """The clean bytes belong to the node's attributes, and those are old enough to tell. For who holds ``file.lock``."""
+        attrs = node.attrs
+        return file.validator == (attrs.size, attrs.mtime) and (attrs.mtime or 0) < self._wall() - RACY_S
 
     def revalidate(self, node: Node) -> bool:
         """The node's attributes are new: are the bytes we hold of it still true? Drops them where they may not be."""
@@ -201,12 +290,11 @@ class Files:
         with file.lock:
             if file.authoritative or file.unsafe:
                 return True  # ours are the newest
-            now = (attrs.size, attrs.mtime)
-            trusted = file.validator == now and (attrs.mtime or 0) < self._wall() - RACY_S
+            trusted = self._is_true(node, file)
             if not trusted:
                 file.distrust()
                 file.size = attrs.size or 0
-                file.believe(now)
+                file.believe((attrs.size, attrs.mtime))
                 file.committed_mtime = attrs.mtime or 0
             return trusted
 
@@ -230,6 +318,8 @@ class Files:
 
     def read(self, handle: Handle, size: int, offset: int) -> bytes:
         """At most ``size`` bytes at ``offset``, fewer only at the end of the file."""
+        if handle.unopened:
+            self._open_late(handle)
         return self._fetcher.read(handle.file, handle.remote, handle.pattern, offset, size)
 
     def write(self, handle: Handle, data: bytes, offset: int) -> int:
@@ -250,6 +340,7 @@ class Files:
 
     def fsync(self, handle: Handle) -> None:
         """Everything written to this file, through whatever handle, is on the server's disk when this returns."""
+        self._owed.settle(handle.node)
         self._flush(handle, commit=True)
 
     def _flush(self, handle: Handle, *, commit: bool) -> None:

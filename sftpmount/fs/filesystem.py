@@ -15,28 +15,42 @@ import logging
 import os
 import stat
 import time
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, TypeVar
 
 from .. import waiting
 from ..cache.blocks import FileCache
-from ..cache.namespace import Absent, Namespace, Node
+from ..cache.namespace import Absent, Namespace, Node, split
 from ..errors import ConnectionLost, FsError, RemoteDirectoryError
 from ..sftp import wire
 from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote
 from ..sftp.session import Session
 from ..sftp.wire import Attrs
 from .files import Files, held_still
+from .files_ahead import FilesAhead
 from .handles import Handle, Stat, pflags_of
 from .identity import MountedDirectory
 from .links import as_relative, leads_out
+from .listings import Listings
+from .owed import OwedAttrs, may_wait
 from .removed import RemovedFiles, is_libfuse_name
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # What libfuse shows for an inode number that nobody asked for; 0 would make readdir(3) skip the name.
 UNKNOWN_INO = 0xFFFFFFFF
 LINKS_TOLD_MAX = 100
 TARGET_BYTES_MAX = 4095  # PATH_MAX less the NUL
+
+
+@contextlib.contextmanager
+def _operating(*nodes: Optional[Node]) -> Iterator[None]:
+    """No other operation on these files meanwhile."""
+    with contextlib.ExitStack() as stack:
+        for node in sorted({node for node in nodes if node is not None}, key=id):
+            stack.enter_context(node.operation)
+        yield
 
 
 class Filesystem:
@@ -81,10 +95,12 @@ class Filesystem:
             wall=wall,
         )
         self._removed = RemovedFiles(remote)
+        self._owed = OwedAttrs(remote, self._ns, self._far_path, clock=clock)
         self.files = Files(
             remote,
             self._ns,
             self._removed,
+            self._owed,
             commit_on_close=commit == "close",
             cache_bytes_max=cache_bytes_max,
             dirty_bytes_max=dirty_bytes_max,
@@ -92,12 +108,23 @@ class Filesystem:
             clock=clock,
             wall=wall,
         )
+        self._listings = Listings(
+            remote,
+            self._ns,
+            far_path=self._far_path,
+            was_another_directory=self._was_another_directory,
+            lifetime_s=dir_cache_timeout_s,
+            clock=clock,
+        )
+        self._files_ahead = FilesAhead(
+            remote, self._ns, self.files, self._far_path, cache_bytes_max=cache_bytes_max, clock=clock
+        )
         self._mounted = MountedDirectory(self._ns)
         remote.on_connected = self._mounted.check
         # What happens in open files is theirs alone.
         self.read, self.write, self.append = self.files.read, self.files.write, self.files.append
         self.flush, self.fsync, self.release = self.files.flush, self.files.fsync, self.files.release
-        self.drain, self.sync, self.unstored = self.files.drain, self.files.sync, self.files.unstored
+        self.unstored = self.files.unstored
 
     # -- life -----------------------------------------------------------------------------------------------------------
 
@@ -160,8 +187,19 @@ class Filesystem:
         base = b"" if self._root == b"/" else self._root
         return far_path[len(base) :] if far_path.startswith(base + b"/") else far_path
 
+    def drain(self) -> List[str]:
+        """Store everything still held. Returns "path: reason" for each file that could not be stored."""
+        return self.files.drain() + self._owed.drain()
+
+    def sync(self) -> List[str]:
+        """``drain`` for who asks while the mount goes on."""
+        return self.files.sync() + self._owed.drain()
+
     def close(self) -> None:
         """Stop the background work. What was not drained is given up."""
+        self._owed.close()
+        self._listings.close()
+        self._files_ahead.close()
         self.files.close()
 
     def _far_path(self, path: bytes) -> bytes:
@@ -204,7 +242,10 @@ class Filesystem:
             node = self._ns.fresh(path)
         except Absent:
             raise FsError(errno.ENOENT) from None
-        return node if node is not None else self._ask(path)
+        if node is not None:
+            return node
+        self._listings.asked(path)
+        return self._ask(path)
 
     def _ask(self, path: bytes, again: int = 3) -> Node:
         mark = self._ns.mark()
@@ -267,21 +308,9 @@ class Filesystem:
         )
 
     def readdir(self, path: bytes) -> List[Tuple[bytes, int, int]]:
-        """Every name of a directory as ``(name, ino, mode)``; mode 0 where the server did not tell the type.
-
-        Always asks the server: programs look for each other's lock files this way, and a listing of some seconds ago would
-        hide one. What it brings is what answers for the single names until it is too old.
-        """
-        for _ in range(3):  # we changed something in it while the server was listing it: once more
-            mark = self._ns.mark()
-            entries = self._remote.listdir(self._far_path(path))
-            known = {name for name, _ in self._ns.children(path)}
-            strange = known and not any(entry.name in known for entry in entries)
-            if strange and self._was_another_directory():
-                continue
-            if self._ns.told_listing(path, entries, mark):
-                break
-        listing = self._ns.listing(path)
+        """Every name of a directory as ``(name, ino, mode)``; mode 0 where the server did not tell the type."""
+        listing, entries = self._listings.read(path)
+        self._files_ahead.listed(path)
         if listing is None:
             found = [(entry.name, UNKNOWN_INO, entry.attrs.mode or 0) for entry in entries]
         else:
@@ -350,8 +379,9 @@ class Filesystem:
 
     def mkdir(self, path: bytes, mode: int) -> None:
         """Create a directory."""
-        self._fresh_on_error(path, lambda: self._remote.mkdir(self._far_path(path), mode))
-        self._ns.created(path, self._remote.lstat(self._far_path(path)), complete=True)
+        self._owed.pay(self._directory_of(path))
+        attrs = self._fresh_on_error(path, lambda: self._remote.mkdir(self._far_path(path), mode))
+        self._ns.created(path, attrs, complete=True).ours = True
 
     def mknod(self, path: bytes, mode: int) -> None:
         """Create a regular file; other types have no place in SFTP (EPERM, as where a file system lacks them)."""
@@ -363,8 +393,9 @@ class Filesystem:
         """Remove a file's or a symlink's name; returns the node where it may have other names still."""
         if self._removed.forget(path):
             return None
+        self._owed.pay(self._directory_of(path))
         node = self._ns.get(path)
-        with held_still([node] if node is not None else []):
+        with _operating(node), held_still([node] if node is not None else []):
             with self._mounted.changing(path):
                 self._fresh_on_error(path, lambda: self._remote.unlink(self._far_path(path)))
             self._ns.removed(path)
@@ -379,9 +410,11 @@ class Filesystem:
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory."""
-        with self._mounted.changing(path):
-            self._fresh_on_error(path, lambda: self._remote.rmdir(self._far_path(path)))
-        self._ns.removed(path)
+        self._owed.pay(self._directory_of(path))
+        with _operating(self._ns.get(path)):
+            with self._mounted.changing(path):
+                self._fresh_on_error(path, lambda: self._remote.rmdir(self._far_path(path)))
+            self._ns.removed(path)
 
     def rename(self, old: bytes, new: bytes) -> None:
         """Rename, replacing what is there as POSIX says: a file by a file, an empty directory by a directory."""
@@ -389,8 +422,10 @@ class Filesystem:
             self._look_up(old)
             return
         moving = self._ns.get(old)
+        self._owed.pay(self._directory_of(old), self._directory_of(new))
         if is_libfuse_name(new) and moving is not None and not moving.is_dir:
             # One Ctrl-C between the steps, and the name would be gone that was only to be replaced.
+            self._owed.settle(moving)
             with waiting.patiently(), held_still([moving]):
                 self._removed.remove(self._ns, moving, self._far_path(old), old, self._far_path(new), new)
                 self._rename_open(moving)
@@ -405,9 +440,16 @@ class Filesystem:
                 self._ns.linked(moving, new)
             return
         patience = waiting.patiently() if self._removed.was_removed(new) else contextlib.nullcontext()
-        with patience, held_still([*self._ns.open_nodes(old), *self._ns.open_nodes(new)]):
-            with self._mounted.changing(old, new):
-                self._rename(old, new, moving)
+        below = self._owed.below(old) if moving is not None and moving.is_dir else []
+        with patience, contextlib.ExitStack() as stack:
+            # What is owed of the file that is replaced must not come to the one that takes its name.
+            stack.enter_context(_operating(moving, self._ns.get(new), *below))
+            self._owed.pay(*below)
+            stack.enter_context(held_still([*self._ns.open_nodes(old), *self._ns.open_nodes(new)]))
+            stack.enter_context(self._mounted.changing(old, new))
+            ride = self._owed.send(moving)
+            self._rename(old, new, moving)
+            self._owed.arrived(moving, ride)
 
     def _rename(self, old: bytes, new: bytes, moving: Optional[Node]) -> None:
         self._removed.rename_begins(new)
@@ -442,19 +484,25 @@ class Filesystem:
     def link(self, old: bytes, new: bytes) -> Node:
         """Create a hard link: both names are one file here, with one inode number and one link count."""
         node = self._look_up(old)
+        self._owed.settle(node)
+        self._owed.pay(self._directory_of(new))
         self._fresh_on_error(new, lambda: self._remote.link(self._far_path(old), self._far_path(new)))
         self._ns.linked(node, new)
         return node
 
     def symlink(self, target: bytes, path: bytes) -> None:
         """Create a symbolic link at ``path``; the target is stored as given."""
-        self._fresh_on_error(path, lambda: self._remote.symlink(target, self._far_path(path)))
-        node = self._ns.created(path, self._remote.lstat(self._far_path(path)))
+        self._owed.pay(self._directory_of(path))
+        attrs = self._fresh_on_error(path, lambda: self._remote.symlink(target, self._far_path(path)))
+        node = self._ns.created(path, attrs)
         node.target = target
 
-    def _fresh_on_error(self, path: bytes, act: Callable[[], None]) -> None:
+    def _directory_of(self, path: bytes) -> Optional[Node]:
+        return self._ns.get(split(path)[0])
+
+    def _fresh_on_error(self, path: bytes, act: Callable[[], T]) -> T:
         try:
-            act()
+            return act()
         except FsError:
             self._ns.distrust_path(path)
             raise
@@ -464,8 +512,9 @@ class Filesystem:
     def chmod(self, path: bytes, mode: int) -> Node:
         """Change permission bits."""
         node = self._look_up(path)
+        if stat.S_IMODE(node.mode) == stat.S_IMODE(mode) and self._ns.is_ours(node):
+            return node
         self._set_attrs(path, node, Attrs(mode=stat.S_IMODE(mode)))
-        self._ns.set_attrs(node, Attrs(mode=stat.S_IFMT(node.mode) | stat.S_IMODE(mode)))
         if node.file is not None:
             with node.file.lock:
                 for handle in node.file.handles:
@@ -484,8 +533,13 @@ class Filesystem:
         )
         if attrs.uid is None or attrs.gid is None:
             raise FsError(errno.EPERM)
+        has_special_bits = bool(node.mode & (stat.S_ISUID | stat.S_ISGID))
+        if attrs == Attrs(uid=node.attrs.uid, gid=node.attrs.gid) and not has_special_bits:
+            if self._ns.is_ours(node):
+                return node
+        self._owed.settle(node)  # before it is another's
         self._set_attrs(path, node, attrs)
-        self._ns.set_attrs(node, attrs)
+        node.ours = False
         if not node.is_symlink:
             self._ns.distrust(node)  # the server may have cleared set-id bits
         return node
@@ -505,17 +559,23 @@ class Filesystem:
         attrs = Attrs(atime=atime, mtime=mtime)
         with node.operation:
             self._set_attrs(path, node, attrs)
-            self._ns.set_attrs(node, attrs)
             self.files.times_are_set(node, mtime)
         return node
 
     def _set_attrs(self, path: bytes, node: Node, attrs: Attrs) -> None:
+        if node.is_dir and (attrs.uid is not None or not may_wait(node, attrs)):
+            self._owed.pay(*self._owed.below(path))  # before it may be forbidden
         with node.operation:
             # A write that arrives after a chmod may be refused, one after a utimens changes the time again.
             self.files.store(node)
             if attrs.mtime is not None:
                 self.files.times_will_be_set(node)
-            self._remote.setstat(self._far_path(path), attrs, is_symlink=node.is_symlink)
+            if attrs.uid is not None or not self._owed.take(node, attrs):
+                self._owed.settle(node)
+                self._remote.setstat(self._far_path(path), attrs, is_symlink=node.is_symlink)
+            if attrs.mode is not None:
+                attrs = attrs._replace(mode=stat.S_IFMT(node.mode) | attrs.mode)
+            self._ns.set_attrs(node, attrs)
 
     def truncate(self, path: Optional[bytes], size: int, handle: Optional[Handle] = None) -> Node:
         """Cut a file, or extend it with a hole, by path or by a handle that may write."""
@@ -548,6 +608,13 @@ class Filesystem:
         pflags = pflags_of(flags)
         node = self._ns.get(path)
         losses = self.files.losses
+        is_read = not writable and not pflags & wire.FXF_TRUNC
+        if is_read and node is not None and self._removed.node_at(path) is None:
+            if self._is_surely_ours(path, node):
+                return self.files.attach_unopened(node, self._far_path(path), pflags)
+            if self._files_ahead.is_at_hand(path, node):
+                return self.files.attach_unopened(node, self._far_path(path), pflags, is_at_hand=True)
+        self._owed.settle(node)
         if not pflags & wire.FXF_TRUNC:
             handle = self._open(path, pflags, writable)
         elif node is None:
@@ -555,12 +622,21 @@ class Filesystem:
             self.files.changed_size(handle.node, 0, losses)
         else:
             with node.operation:
+                self._owed.settle(node)
                 self.files.store(node)
                 with self.files.truncating(node, 0):
                     handle = self._open(path, pflags, writable)
                     self.files.changed_size(handle.node, 0, losses)
         handle.appends = bool(flags & os.O_APPEND)
         return handle
+
+    def _is_surely_ours(self, path: bytes, node: Node) -> bool:
+        """True for a file that we made and may read, whose name the server need not be asked for just now."""
+        try:
+            is_there = self._ns.fresh(path) is node
+        except Absent:
+            return False
+        return is_there and node.is_file and bool(node.mode & 0o400) and self._ns.is_ours(node)
 
     def _open(self, path: bytes, pflags: int, writable: bool) -> Handle:
         while True:
@@ -579,6 +655,8 @@ class Filesystem:
     def create(self, path: bytes, flags: int, mode: int) -> Handle:
         """Create and open a file; with O_EXCL it fails with EEXIST where the name is taken."""
         pflags = pflags_of(flags) | wire.FXF_CREAT | (wire.FXF_EXCL if flags & os.O_EXCL else 0)
+        self._owed.pay(self._directory_of(path))
+        self._owed.settle(self._ns.get(path))
         losses = self.files.losses
         try:
             remote, attrs = self._remote.open(self._far_path(path), pflags, Attrs(mode=stat.S_IMODE(mode)))
@@ -586,6 +664,7 @@ class Filesystem:
             self._ns.distrust_path(path)
             raise
         node = self._ns.created(path, attrs)
+        node.ours = bool(pflags & wire.FXF_EXCL)
         handle = self.files.attach(node, remote, attrs, flags & os.O_ACCMODE != os.O_RDONLY)
         if pflags & wire.FXF_TRUNC and not pflags & wire.FXF_EXCL:
             self.files.changed_size(node, 0, losses)  # it may have been there after all
@@ -595,5 +674,7 @@ class Filesystem:
 
     def fsyncdir(self, path: bytes) -> None:
         """What is pending below a directory is stored; SFTP has no fsync of the directory itself."""
+        self._owed.settle(self._ns.get(path))
+        self._owed.pay(*self._owed.below(path))
         for node in self._ns.open_nodes(path):
             self.files.store(node, commit=True)

@@ -29,7 +29,7 @@ class Stat(NamedTuple):
 class Handle:
     """An open file of this mount."""
 
-    __slots__ = ("appends", "file", "node", "owed", "pattern", "remote", "trusted", "writable")
+    __slots__ = ("appends", "file", "node", "owed", "pattern", "remote", "trusted", "unopened", "writable")
 
     def __init__(
         self, node: Node, file: FileCache, remote: RemoteFile, writable: bool, pattern: Pattern
@@ -41,6 +41,7 @@ class Handle:
         self.pattern = pattern
         self.owed: Optional[StatusError] = None
         self.appends = False  # O_APPEND
+        self.unopened = False  # the server is asked at the first read
         self.trusted = False  # the bytes known before this open are still true
 
 

@@ -107,24 +107,27 @@ class Remote(Reconnecting):
     def listdir(self, path: bytes, *, entries_max: int = 1_000_000) -> List[wire.Entry]:
         """The whole directory without . and .. ; names that no local directory could hold are left out and logged."""
         try:
-            return self.run(lambda session: self._list(session, path, entries_max))
+            return self.run(lambda session: self.list_on(session, path, entries_max))
         except StatusError as status:
             raise self.explain("listdir", status, path) from None
 
-    def _list(self, session: Session, path: bytes, entries_max: int) -> List[wire.Entry]:
+    def list_on(self, session: Session, path: bytes, entries_max: int) -> List[wire.Entry]:
+        """``listdir`` once, on this session. Raises StatusError, ConnectionLost, FsError (EFBIG beyond ``entries_max``)."""
         lane = session.meta
         handle = handle_of(lane, lane.request(wire.OPENDIR, wire.string(path)))
         body = wire.string(handle)
         entries: Dict[bytes, wire.Entry] = {}
         in_flight: List[Pending] = []
-        # The second request goes out with the first: most directories fit one reply, and its end shows at once.
-        window, ended, told = 2, False, 0
+        # The second request goes out with the first: most directories fit one reply, and its end shows at once. No third
+        # before it is known not to: its reply would have to be waited for.
+        window, ended, told, replies = 2, False, 0, 0
         left_out, example = 0, b""
         try:
             while in_flight or not ended:
-                while not ended and len(in_flight) < window:
+                while not ended and len(in_flight) < window and replies != 1:
                     in_flight.append(lane.request(wire.READDIR, body))
                 names = in_flight.pop(0).wait().names()
+                replies += 1
                 if not names:
                     ended = True  # the others in flight are read to their end too: a server may answer out of order
                 window = min(window * 2, READDIR_WINDOW)
@@ -147,8 +150,38 @@ class Remote(Reconnecting):
 
     # -- changing the namespace -----------------------------------------------------------------------------------
 
-    def mkdir(self, path: bytes, mode: int) -> None:
-        """Create a directory; fails with EEXIST where anything has the name."""
+    def _make(
+        self, what: str, kind: int, body: bytes, path: bytes, recheck: Callable[[Session], None]
+    ) -> Attrs:
+        """One request that makes ``path``, and a look at it in the same flight."""
+        is_made = False
+
+        def look(session: Session) -> Attrs:
+            return _with_size(session.meta.request(wire.LSTAT, wire.string(path)).wait().attrs())
+
+        def attempt(session: Session) -> Attrs:
+            nonlocal is_made
+            making = session.meta.request(kind, body)
+            looking = session.meta.request(wire.LSTAT, wire.string(path))
+            making.wait().expect_ok()
+            is_made = True
+            try:
+                return _with_size(looking.wait().attrs())
+            except StatusError:  # a server that does not keep the order
+                return look(session)
+
+        def recheck_and_look(session: Session) -> Attrs:
+            if not is_made:
+                recheck(session)
+            return look(session)
+
+        try:
+            return self.run(attempt, recheck_and_look)
+        except StatusError as status:
+            raise self.explain("lstat" if is_made else what, status, path) from None
+
+    def mkdir(self, path: bytes, mode: int) -> Attrs:
+        """Create a directory; fails with EEXIST where anything has the name. Returns its attributes."""
 
         def recheck(session: Session) -> None:
             # Ours or another's? Directories serve as locks, so one whose reply was lost is not claimed.
@@ -157,7 +190,7 @@ class Remote(Reconnecting):
             raise Redo
 
         body = wire.string(path) + wire.attrs(Attrs(mode=mode & 0o7777))
-        self._meta("mkdir", wire.MKDIR, body, Pending.expect_ok, (path,), recheck)
+        return self._make("mkdir", wire.MKDIR, body, path, recheck)
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory."""
@@ -229,8 +262,8 @@ class Remote(Reconnecting):
         else:
             self.unlink(new)
 
-    def symlink(self, target: bytes, path: bytes) -> None:
-        """Create a symbolic link at ``path``."""
+    def symlink(self, target: bytes, path: bytes) -> Attrs:
+        """Create a symbolic link at ``path``. Returns its attributes."""
 
         def recheck(session: Session) -> None:
             try:
@@ -243,7 +276,7 @@ class Remote(Reconnecting):
                 raise FsError(errno.EEXIST)
 
         body = wire.symlink_body(target, path)
-        self._meta("symlink", wire.SYMLINK, body, Pending.expect_ok, (path,), recheck)
+        return self._make("symlink", wire.SYMLINK, body, path, recheck)
 
     def link(self, old: bytes, new: bytes) -> None:
         """Create a hard link; EPERM where the server has none, as file systems without hard links say."""
@@ -270,6 +303,10 @@ class Remote(Reconnecting):
             body = wire.string(path) + wire.attrs(attrs)
             what = "setstat" if attrs.size is None else "truncate"
             self._meta(what, wire.SETSTAT, body, Pending.expect_ok, (path,))
+
+    def setstat_soon(self, session: Session, path: bytes, attrs: Attrs) -> Pending:
+        """Send SETSTAT on ``session``, ahead of the metadata requests that follow. Raises ConnectionLost."""
+        return session.meta.request(wire.SETSTAT, wire.string(path) + wire.attrs(attrs))
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -313,6 +350,32 @@ class Remote(Reconnecting):
                 else "open"
             )
             raise self.explain(what, status, path) from None
+
+    def read_whole_on(self, session: Session, path: bytes, bytes_max: int) -> Optional[Tuple[Attrs, bytes]]:
+        """A small file's attributes and bytes, opened and closed for that, in two round trips, once, on this session.
+
+        None where it is longer than ``bytes_max``, or was changed meanwhile. Raises StatusError, ConnectionLost.
+        """
+        lane = session.read_lane
+        opening = lane.request(wire.OPEN, wire.open_body(path, wire.FXF_READ))
+        looking = lane.request(wire.LSTAT, wire.string(path))
+        handle = handle_of(lane, opening)
+        reading: List[Pending] = []
+        try:
+            attrs = looking.wait().attrs()
+            size, step = attrs.size, session.limits.read_bytes
+            if size is None or size > bytes_max or not stat.S_ISREG(attrs.mode or 0):
+                return None
+            for at in range(0, size, step):
+                body = wire.read_body(handle, at, min(step, size - at))
+                reading.append(lane.request(wire.READ, body))
+            looking = lane.request(wire.FSTAT, wire.string(handle))
+        finally:
+            lane.request(wire.CLOSE, wire.string(handle), callback=_log_close_error)
+        data = b"".join([part.wait().data() for part in reading])
+        now = looking.wait().attrs()
+        is_whole = len(data) == size and (now.size, now.mtime) == (size, attrs.mtime)
+        return (attrs, data) if is_whole else None
 
     def read_soon(
         self,

@@ -134,7 +134,7 @@ class Program:
         self._do(f"stored {name}", lambda: _digest((self.served / name).read_bytes()))
 
     def stored_time(self, name: str) -> None:
-        """The modification time that the server has, after it was set."""
+        """The modification time that the server has, after it was set and the directory synced."""
         self._do(f"stored time of {name}", lambda: int((self.served / name).stat().st_mtime))
 
     def end(self) -> None:
@@ -233,6 +233,7 @@ def data(program: Program) -> None:
     program.stored("a")
     program.read_back("a")
     program.utime("a")
+    program.fsync_directory("")
     program.stored_time("a")
     again = program.open("a", os.O_WRONLY | os.O_TRUNC)
     program.write(again, 10, 10)

@@ -241,10 +241,14 @@ def test_only_a_lost_reply_is_an_excuse(tmp_path: Path) -> None:
     """The cutter's three ways, seen from above: the sequence "names" begins with a mkdir."""
     with places(tmp_path, "defaults", 1) as (place,):
         for way in WAYS:
-            results = [place.run(Case("names", ((number, way),))) for number in range(1, 4)]
-            said = {cut.rpartition(" ")[2]: result.excuses for result in results for cut in result.cuts}
-            assert said["MKDIR"] == (1 if way == AFTER_REQUEST else 0), (way, results)
-            assert sum(said.values()) == said["MKDIR"]
+            # What is listed ahead comes before it or after it, and the look at what it made goes with it.
+            for number in [*range(2, 9)] * 3:
+                result = place.run(Case("names", ((number, way),)))
+                is_mkdir = [cut.rpartition(" ")[2] for cut in result.cuts] == ["MKDIR"]
+                if is_mkdir:
+                    break
+            assert is_mkdir
+            assert result.excuses == (1 if way == AFTER_REQUEST else 0), (way, result)
 
 
 if "CUT" in os.environ:

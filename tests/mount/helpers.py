@@ -59,6 +59,12 @@ def opened(path: PathLike, flags: int, mode: int = 0o644) -> Iterator[int]:
     os.close(fd)
 
 
+def fsync_directory(path: Path) -> None:
+    """What is owed to the server of anything below is there when this returns."""
+    with opened(path, os.O_RDONLY) as fd:
+        os.fsync(fd)
+
+
 def noise(length: int, seed: int = 1) -> bytes:
     """Bytes without pattern, the same for the same seed."""
     return random.Random(seed).randbytes(length)

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from mount.helpers import fsync_directory
 from support.mount import Mount
 from tools.trees import change_tree, make_tree, metadata, run, same_contents
 
@@ -21,6 +22,7 @@ def test_rsync_twice(mount: Mount, tmp_path: Path) -> None:
     command = ["rsync", "-aH", "--stats", f"{source}/", f"{mount.path}/copy/"]
     assert transferred(run(*command)) > 100
     same_contents(source, mount.served / "copy")
+    fsync_directory(mount.path / "copy")
     assert metadata(source) == metadata(mount.served / "copy")
     for count in range(5):
         (linked,) = (mount.served / "copy").rglob(f"hard-{count}")
@@ -70,6 +72,7 @@ def test_cp_in_and_out(mount: Mount, tmp_path: Path) -> None:
     source = make_tree(tmp_path / "source", hard_links=True)
     run("cp", "-a", source, mount.path / "copy")
     same_contents(source, mount.served / "copy")
+    fsync_directory(mount.path / "copy")
     assert metadata(source) == metadata(mount.served / "copy")
     (linked,) = (mount.served / "copy").rglob("hard-1")
     assert linked.stat().st_nlink == 2
@@ -86,6 +89,7 @@ def test_tar_in_and_out(mount: Mount, tmp_path: Path) -> None:
     (mount.path / "tree").mkdir()
     run("tar", "-C", mount.path / "tree", "-xpf", mount.path / "archive.tar.gz")
     same_contents(source, mount.served / "tree")
+    fsync_directory(mount.path / "tree")
     assert metadata(source) == metadata(mount.served / "tree")
     (tmp_path / "back").mkdir()
     run("tar", "-C", mount.path / "tree", "-cf", tmp_path / "back.tar", ".")
