@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 # Python's default of 5 ms lets the thread that computes hold up the one that answers the kernel: at 0.5 ms a sequential
 # write is a third faster.
 SWITCH_INTERVAL_S = 0.0005
-_PR_SET_DUMPABLE = 4  # prctl(2)
+# Less than the least core; and where the kernel pipes cores to a program, which 0 does not keep it from, it dumps none at 1
+# (fs/coredump.c: that marks the program's own process).
+_NO_CORE_BYTES = 1
 # malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
@@ -176,16 +178,12 @@ def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
 def _keep_secrets(wanted: MountOptions) -> None:
     """No core of this process or of what it runs, unless asked for: it would hold keys, passwords and what is in the files.
 
-    The limit does not bind a program that the kernel pipes cores to (core(5)); that the process is not dumpable does, and
-    keeps the user's other processes from reading its memory (ptrace(2)).
+    Not by prctl(PR_SET_DUMPABLE), which would also take from us, unless we are root, the sight of what our threads wait in.
     """
-    if wanted.core_dumps:
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    except AttributeError:
-        pass  # another libc
+    if not wanted.core_dumps:
+        _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        limit = _NO_CORE_BYTES if hard == resource.RLIM_INFINITY else min(_NO_CORE_BYTES, hard)
+        resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
 def _tune_malloc() -> None:

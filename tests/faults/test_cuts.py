@@ -241,10 +241,13 @@ def test_only_a_lost_reply_is_an_excuse(tmp_path: Path) -> None:
     """The cutter's three ways, seen from above: the sequence "names" begins with a mkdir."""
     with places(tmp_path, "defaults", 1) as (place,):
         for way in WAYS:
-            results = [place.run(Case("names", ((number, way),))) for number in range(1, 4)]
-            said = {cut.rpartition(" ")[2]: result.excuses for result in results for cut in result.cuts}
-            assert said["MKDIR"] == (1 if way == AFTER_REQUEST else 0), (way, results)
-            assert sum(said.values()) == said["MKDIR"]
+            said: Dict[str, int] = {}
+            for number in range(1, 9):  # what comes before it are looks, more of them for an ordinary user
+                result = place.run(Case("names", ((number, way),)))
+                said.update({cut.rpartition(" ")[2]: result.excuses for cut in result.cuts})
+                if "MKDIR" in said:
+                    break
+            assert said == {"LSTAT": 0, "MKDIR": 1 if way == AFTER_REQUEST else 0}, way
 
 
 if "CUT" in os.environ:
