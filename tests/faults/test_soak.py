@@ -174,6 +174,7 @@ def soak(
         ) from error
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_minute(own_sshd: Sshd, make_mount: Callable[..., Mount], tmp_path: Path) -> None:
     run(
