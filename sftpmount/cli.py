@@ -270,6 +270,13 @@ def _serve(
         log.info("%s is mounted on %s", wanted.fsname, wanted.mountpoint)
         ready()
 
+    def is_elsewhere() -> bool:
+        """A container or a service that was started meanwhile has a copy of the mount, as unshare(1) describes."""
+        if mount_id is None or mountpoint.is_mounted(mount_id) or not fuse.is_connected():
+            return False
+        log.warning("%s is still mounted in another mount namespace: it ends there, too", wanted.mountpoint)
+        return True
+
     def unstored() -> List[str]:
         return [os.fsdecode(path) + ": interrupted" for path in filesystem.unstored()]
 
@@ -285,6 +292,7 @@ def _serve(
                 ),
                 ready=mounted,
                 unmount=lambda: mountpoint.unmount(wanted.mountpoint, mount_id),
+                is_elsewhere=is_elsewhere,
                 store=drain,
                 unstored=unstored,
             )

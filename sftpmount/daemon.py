@@ -165,15 +165,17 @@ def supervise(
     *,
     ready: Callable[[], None],
     unmount: Callable[[], bool],
+    is_elsewhere: Callable[[], bool],
     store: Callable[[], List[str]],
     unstored: Callable[[], List[str]],
 ) -> List[str]:
     """Run ``serve(on_ready, on_forced)`` in a thread until it ends, then ``store()``; return what that could not store.
 
-    ready     called here, in the main thread, once ``serve`` has called its on_ready; on_forced is as good as two signals
-    unmount   called for the first signal; True where programs still use the mount, which then ends with the last of them
-    store     stores all that is held; may take long; also called when ``unmount`` returned True
-    unstored  what is held just now, at once: what Abandoned names when a second signal comes
+    ready         called here, in the main thread, once ``serve`` has called its on_ready; on_forced is as good as two signals
+    unmount       called for the first signal; True where programs still use the mount, which then ends with the last of them
+    is_elsewhere  called when ``unmount`` returned False; True where ``serve`` would go on all the same, for others
+    store         stores all that is held; may take long; also called when one of these two returned True
+    unstored      what is held just now, at once: what Abandoned names when a second signal comes
 
     Raises Abandoned, and what ``serve`` raised.
     """
@@ -202,6 +204,12 @@ def supervise(
         for each in store():
             log.warning("not stored yet: %s", each)
 
+    def store_and_end() -> None:
+        try:
+            tell("ended", store())
+        except BaseException as error:
+            tell("failed", error)
+
     previous = _handle(lambda number, frame: None)
     previous_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=work, name="serve", daemon=True)
@@ -228,8 +236,11 @@ def supervise(
                 log.info("signal %d: unmounting", number)
             if signals > 1:
                 raise Abandoned(unstored())
-            if is_ready and signals == 1 and unmount():
-                threading.Thread(target=store_now, name="store", daemon=True).start()
+            if is_ready and signals == 1:
+                if unmount():
+                    threading.Thread(target=store_now, name="store", daemon=True).start()
+                elif is_elsewhere():
+                    threading.Thread(target=store_and_end, name="store", daemon=True).start()
     finally:
         signal.set_wakeup_fd(previous_wakeup)
         _restore(previous)

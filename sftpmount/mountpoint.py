@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 import subprocess
-from typing import NamedTuple, Optional
+from typing import Iterator, NamedTuple, Optional, Tuple
 
 from .errors import MountpointError
 from .logs import printable
@@ -29,15 +29,22 @@ class Mounted(NamedTuple):
 
 def mounted_at(path: str, table: str = "/proc/self/mountinfo") -> Optional[Mounted]:
     """What is mounted on ``path`` (absolute, without symlinks), or None. Touches only the table, so it never hangs."""
-    found = None
+    return dict(_mounts(table)).get(path)
+
+
+def is_mounted(mount_id: int) -> bool:
+    """Whether that mount is there still, if only under another one. Of this process's mount namespace alone."""
+    return any(mounted.mount_id == mount_id for _, mounted in _mounts())
+
+
+def _mounts(table: str = "/proc/self/mountinfo") -> Iterator[Tuple[str, Mounted]]:
+    """Each mountpoint, and what is mounted there; of several mounts on one the topmost comes last."""
     with open(table, encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             # proc(5): id parent major:minor root mountpoint options... - type source options
             before, _, after = line.rstrip("\n").partition(" - ")
             fields, (kind, source) = before.split(" "), after.split(" ")[:2]
-            if _unescaped(fields[4]) == path:
-                found = Mounted(int(fields[0]), kind, _unescaped(source))
-    return found
+            yield _unescaped(fields[4]), Mounted(int(fields[0]), kind, _unescaped(source))
 
 
 def _unescaped(field: str) -> str:

@@ -438,6 +438,32 @@ def test_a_busy_mount_is_detached_stored_and_ends_with_its_last_user(background:
     assert "is in use" in background.log_text()
 
 
+@pytest.mark.parametrize("unmounted_before", [True, False])
+def test_a_signal_ends_a_mount_that_another_namespace_has_a_copy_of(
+    mount: Mount, unmounted_before: bool
+) -> None:
+    as_root = [] if os.geteuid() == 0 else ["--user", "--map-current-user"]
+    holder = subprocess.Popen(
+        ["unshare", "--mount", *as_root, "--propagation", "private", "sh", "-c", "echo copied && exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdin is not None and holder.stdout is not None
+    with holder:
+        assert holder.stdout.readline() == b"copied\n"
+        seen_there = Path(f"/proc/{holder.pid}/root{mount.path}")
+        if unmounted_before:
+            subprocess.run(["fusermount3", "-u", mount.path], check=True)
+            (seen_there / "served on").write_bytes(b"to the others")
+            assert (mount.served / "served on").read_bytes() == b"to the others" and mount.is_running
+        mount.terminate()
+        assert mount.wait(WAIT_S) == 0
+        assert "still mounted in another mount namespace" in mount.log_text()
+        with pytest.raises(OSError, match="not connected"):
+            seen_there.stat()
+        holder.stdin.close()
+
+
 def test_a_second_signal_ends_at_once_and_the_log_names_what_is_lost(
     own_sshd: Sshd, make_mount: Callable[..., Mount]
 ) -> None:
