@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 # Python's default of 5 ms lets the thread that computes hold up the one that answers the kernel: at 0.5 ms a sequential
 # write is a third faster.
 SWITCH_INTERVAL_S = 0.0005
-_PR_SET_DUMPABLE = 4  # prctl(2)
+# Less than the least core; and where the kernel pipes cores to a program, which 0 does not keep it from, it dumps none at 1
+# (fs/coredump.c: that marks the program's own process).
+_NO_CORE_BYTES = 1
 # malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
@@ -181,16 +183,12 @@ def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
 def _keep_secrets(wanted: MountOptions) -> None:
     """No core of this process or of what it runs, unless asked for: it would hold keys, passwords and what is in the files.
 
-    The limit does not bind a program that the kernel pipes cores to (core(5)); that the process is not dumpable does, and
-    keeps the user's other processes from reading its memory (ptrace(2)).
+    Not by prctl(PR_SET_DUMPABLE), which would also take from us, unless we are root, the sight of what our threads wait in.
     """
-    if wanted.core_dumps:
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    except AttributeError:
-        pass  # another libc
+    if not wanted.core_dumps:
+        _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        limit = _NO_CORE_BYTES if hard == resource.RLIM_INFINITY else min(_NO_CORE_BYTES, hard)
+        resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
 def _tune_malloc() -> None:
@@ -292,12 +290,22 @@ def _serve(
         mount_id = present.mount_id if present else None
         panel.start(
             present.device if present else None,
-            lambda: mountpoint.unmount_unless_busy(wanted.mountpoint, mount_id),
+            unmount_unless_busy,
         )
         if noise:
             noise.end()
         log.info("%s is mounted on %s", wanted.fsname, wanted.mountpoint)
         ready()
+
+    def is_elsewhere() -> bool:
+        """A container or a service that was started meanwhile has a copy of the mount, as unshare(1) describes."""
+        return mount_id is not None and not mountpoint.is_mounted(mount_id) and fuse.is_connected()
+
+    def unmount_unless_busy() -> str:
+        why = mountpoint.unmount_unless_busy(wanted.mountpoint, mount_id)
+        if not why and is_elsewhere():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return why
 
     def unstored() -> List[str]:
         return [os.fsdecode(path) + ": interrupted" for path in filesystem.unstored()]
@@ -318,6 +326,7 @@ def _serve(
                 ),
                 ready=mounted,
                 unmount=lambda: mountpoint.unmount(wanted.mountpoint, mount_id),
+                is_elsewhere=is_elsewhere,
                 store=store,
                 unstored=unstored,
                 on_signals={signal.SIGUSR1: panel.dump},

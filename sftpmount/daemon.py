@@ -165,17 +165,19 @@ def supervise(
     *,
     ready: Callable[[], None],
     unmount: Callable[[], bool],
+    is_elsewhere: Callable[[], bool],
     store: Callable[[], List[str]],
     unstored: Callable[[], List[str]],
     on_signals: Mapping[int, Callable[[], None]] = MappingProxyType({}),
 ) -> List[str]:
     """Run ``serve(on_ready, on_forced)`` in a thread until it ends, then ``store()``; return what that could not store.
 
-    ready     called here, in the main thread, once ``serve`` has called its on_ready; on_forced is as good as two signals
-    unmount   called for the first signal; True where programs still use the mount, which then ends with the last of them
-    store     stores all that is held; may take long; also called when ``unmount`` returned True
-    unstored  what is held just now, at once: what Abandoned names when a second signal comes
-    on_signals  what else is done for a signal, each time in a thread of its own: it may wait
+    ready         called here, in the main thread, once ``serve`` has called its on_ready; on_forced is as good as two signals
+    unmount       called for the first signal; True where programs still use the mount, which then ends with the last of them
+    is_elsewhere  called when ``unmount`` returned False; True where ``serve`` would go on all the same, for others
+    store         stores all that is held; may take long; also called when one of these two returned True
+    unstored      what is held just now, at once: what Abandoned names when a second signal comes
+    on_signals    what else is done for a signal, each time in a thread of its own: it may wait
 
     Raises Abandoned, and what ``serve`` raised.
     """
@@ -204,6 +206,12 @@ def supervise(
         for each in store():
             log.warning("not stored yet: %s", each)
 
+    def store_and_end() -> None:
+        try:
+            tell("ended", store())
+        except BaseException as error:
+            tell("failed", error)
+
     previous = _handle(lambda number, frame: None)
     for each in on_signals:
         previous[signal.Signals(each)] = signal.signal(each, lambda number, frame: None)
@@ -211,7 +219,7 @@ def supervise(
     thread = threading.Thread(target=work, name="serve", daemon=True)
     try:
         thread.start()
-        is_ready, signals = False, 0
+        is_ready, has_unmounted, signals = False, False, 0
         while True:
             (number,) = os.read(reader, 1)
             event, value = ("signal", number) if number else told.popleft()
@@ -234,8 +242,13 @@ def supervise(
                 threading.Thread(target=on_signals[number], name="signal", daemon=True).start()
             if signals > 1:
                 raise Abandoned(unstored())
-            if is_ready and signals == 1 and unmount():
-                threading.Thread(target=store_now, name="store", daemon=True).start()
+            if is_ready and signals == 1 and not has_unmounted:
+                has_unmounted = True
+                if unmount():
+                    threading.Thread(target=store_now, name="store", daemon=True).start()
+                elif is_elsewhere():
+                    log.warning("still mounted in another mount namespace: it ends there, too")
+                    threading.Thread(target=store_and_end, name="store", daemon=True).start()
     finally:
         signal.set_wakeup_fd(previous_wakeup)
         _restore(previous)

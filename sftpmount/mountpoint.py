@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 import subprocess
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from .errors import MountpointError
 from .logs import printable
@@ -33,17 +33,28 @@ class Mounted(NamedTuple):
 
 def mounts(table: str = "/proc/self/mountinfo") -> Dict[str, Mounted]:
     """The topmost mount on each mountpoint. Touches only the table, so it never hangs."""
-    found = {}
+    return dict(_every_mount(table))
+
+
+def is_mounted(mount_id: int) -> bool:
+    """Whether that mount is there still, if only under another one. Of this process's mount namespace alone."""
+    return any(mounted.mount_id == mount_id for _, mounted in _every_mount())
+
+
+def _every_mount(table: str = "/proc/self/mountinfo") -> Iterator[Tuple[str, Mounted]]:
+    """Mountpoints and what is mounted there; of several mounts on one the topmost comes last."""
     with open(table, encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             # proc(5): id parent major:minor root mountpoint options... - type source options
             before, _, after = line.rstrip("\n").partition(" - ")
             fields, (kind, source, *options) = before.split(" "), after.split(" ")
             owner = re.search(r"(?:^|,)user_id=([0-9]+)", options[0]) if options else None
-            found[_unescaped(fields[4])] = Mounted(
-                int(fields[0]), kind, _unescaped(source), fields[2], int(owner[1]) if owner else None
+            yield (
+                _unescaped(fields[4]),
+                Mounted(
+                    int(fields[0]), kind, _unescaped(source), fields[2], int(owner[1]) if owner else None
+                ),
             )
-    return found
 
 
 def mounted_at(path: str, table: str = "/proc/self/mountinfo") -> Optional[Mounted]:

@@ -271,7 +271,7 @@ def _wait_for_connection(port: int) -> None:
 
 
 def test_the_command_ends_with_0_once_the_mount_is_usable(background: Command) -> None:
-    result = background.mount("-o", "core_dumps")  # else /proc/PID/fd is only for root
+    result = background.mount()
     assert (result.status, result.out, result.err) == (0, "", "")
     assert background.path.stat().st_dev != background.path.parent.stat().st_dev
     (background.path / "file").write_bytes(b"stored")
@@ -371,10 +371,7 @@ def test_a_passphrase_is_asked_for_through_askpass_and_never_logged(
 def test_a_password_is_in_no_log_process_list_or_environment(background: Command) -> None:
     """The server takes keys only, so that the password is read and kept, and the key lets us in."""
     secret = b"open\xffsesame"  # whatever the locale says of it
-    # With core_dumps /proc/PID/environ is not for root's eyes only.
-    words = background.words(
-        "-d", "-o", "password_stdin,core_dumps,PreferredAuthentications=password\\,publickey"
-    )
+    words = background.words("-d", "-o", "password_stdin,PreferredAuthentications=password\\,publickey")
     process = subprocess.Popen(
         [sys.executable, "-m", "sftpmount", background.place, str(background.path), *words],
         stdin=subprocess.PIPE,
@@ -396,17 +393,17 @@ def test_a_password_is_in_no_log_process_list_or_environment(background: Command
     assert b"sesame" not in said + background.log.read_bytes()
 
 
-@pytest.mark.parametrize(("word", "expected"), [("ro", "0 (0, 0)"), ("core_dumps", "1 (4096, 8192)")])
+@pytest.mark.parametrize(("word", "expected"), [("ro", "(1, 1)"), ("core_dumps", "(4096, 8192)")])
 @pytest.mark.parametrize("words", [["audit", "nowhere.invalid:"], ["nowhere.invalid:", "{mnt}", "-f"]])
 def test_a_core_is_left_only_where_asked_for(
     words: List[str], word: str, expected: str, background: Command
 ) -> None:
     program = """if True:
-        import ctypes, resource
+        import resource
         from sftpmount import cli
         resource.setrlimit(resource.RLIMIT_CORE, (4096, 8192))
         assert cli.main() == 5
-        print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))  # 3: PR_GET_DUMPABLE
+        print(resource.getrlimit(resource.RLIMIT_CORE))
     """
     if "-f" in words:
         program = program.replace("assert cli", "cli.daemon.leave = lambda status: None; assert cli")
@@ -439,6 +436,32 @@ def test_a_busy_mount_is_detached_stored_and_ends_with_its_last_user(background:
     background.wait_for_end(pid)
     assert (background.sshd.tree / "busy").read_bytes() == b"first, second"
     assert "is in use" in background.log_text()
+
+
+@pytest.mark.parametrize("unmounted_before", [True, False])
+def test_a_signal_ends_a_mount_that_another_namespace_has_a_copy_of(
+    mount: Mount, unmounted_before: bool
+) -> None:
+    as_root = [] if os.geteuid() == 0 else ["--user", "--map-current-user"]
+    holder = subprocess.Popen(
+        ["unshare", "--mount", *as_root, "--propagation", "private", "sh", "-c", "echo copied && exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdin is not None and holder.stdout is not None
+    with holder:
+        assert holder.stdout.readline() == b"copied\n"
+        seen_there = Path(f"/proc/{holder.pid}/root{mount.path}")
+        if unmounted_before:
+            subprocess.run(["fusermount3", "-u", mount.path], check=True)
+            (seen_there / "served on").write_bytes(b"to the others")
+            assert (mount.served / "served on").read_bytes() == b"to the others" and mount.is_running
+        mount.terminate()
+        assert mount.wait(WAIT_S) == 0
+        assert "still mounted in another mount namespace" in mount.log_text()
+        with pytest.raises(OSError, match="not connected"):
+            seen_there.stat()
+        holder.stdin.close()
 
 
 def test_a_second_signal_ends_at_once_and_the_log_names_what_is_lost(

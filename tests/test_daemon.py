@@ -125,10 +125,13 @@ def test_an_interrupt_while_connecting_ends_both(number: signal.Signals, whole_g
 class Mount:
     """A file system that serves until it is unmounted and nobody uses it, and stores when told that it may."""
 
-    def __init__(self, lost: Optional[List[str]] = None, *, in_use: bool = False) -> None:
+    def __init__(
+        self, lost: Optional[List[str]] = None, *, in_use: bool = False, elsewhere: bool = False
+    ) -> None:
         self.calls: List[str] = []
         self._lost = lost or []
         self._in_use = in_use
+        self._elsewhere = elsewhere
         self.unmounted = threading.Event()
         self.may_store = threading.Event()
         self.may_store.set()
@@ -142,9 +145,12 @@ class Mount:
 
     def unmount(self) -> bool:
         self.calls.append("unmount")
-        if not self._in_use:
+        if not self._in_use and not self._elsewhere:
             self.unmounted.set()
         return self._in_use
+
+    def is_elsewhere(self) -> bool:
+        return self._elsewhere
 
     def store(self) -> List[str]:
         assert self.may_store.wait(20)
@@ -156,6 +162,7 @@ class Mount:
             self.serve,
             ready=ready,
             unmount=self.unmount,
+            is_elsewhere=self.is_elsewhere,
             store=self.store,
             unstored=lambda: ["/a: interrupted"],
         )
@@ -194,6 +201,7 @@ def test_a_signal_that_comes_before_the_mount_waits_for_it() -> None:
         serve,
         ready=lambda: told.append("ready"),
         unmount=mount.unmount,
+        is_elsewhere=mount.is_elsewhere,
         store=mount.store,
         unstored=list,
     )
@@ -212,6 +220,13 @@ def test_a_mount_in_use_is_stored_at_once_and_ends_with_its_last_user() -> None:
     assert mount.run(lambda: signal_self(signal.SIGTERM)) == []
     user.join()
     assert mount.calls == ["unmount", "store", "store"]
+
+
+def test_a_mount_that_others_go_on_to_see_is_stored_and_ended() -> None:
+    mount = Mount(["/a: No space left on device"], elsewhere=True)
+    assert mount.run(lambda: signal_self(signal.SIGTERM)) == ["/a: No space left on device"]
+    assert mount.calls == ["unmount", "store"]
+    mount.unmounted.set()
 
 
 def test_a_second_signal_ends_at_once_and_names_what_is_lost() -> None:
@@ -243,6 +258,7 @@ def test_an_unmount_by_force_ends_at_once_and_names_what_is_lost() -> None:
             serve,
             ready=lambda: None,
             unmount=mount.unmount,
+            is_elsewhere=mount.is_elsewhere,
             store=mount.store,
             unstored=lambda: ["/a: interrupted"],
         )

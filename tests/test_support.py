@@ -552,8 +552,7 @@ def test_ssh_through_a_slow_and_corrupting_relay(sshd: Sshd, relay: Relay, tmp_p
 @pytest.mark.parametrize("kind", [Mount, SshfsMount])
 def test_mount_stores_and_ends(sshd: Sshd, tmp_path: Path, kind: Callable[..., Mount]) -> None:
     (sshd.tree / tmp_path.name).mkdir()
-    seen_by_its_user = ["-o", "core_dumps"] if kind is Mount else []
-    with kind(sshd, tmp_path, *seen_by_its_user, subdir=tmp_path.name) as mount:
+    with kind(sshd, tmp_path, subdir=tmp_path.name) as mount:
         assert mount.is_mounted and mount.is_running
         (mount.path / "file").write_bytes(b"through the mount")
         assert mount.rss_bytes() > MiB and mount.fd_count() > 3

@@ -508,6 +508,16 @@ def _fuse_device() -> Optional[int]:
     return None
 
 
+def is_connected() -> bool:
+    """True while the kernel has requests for this process's mount, from whichever mount namespace."""
+    device = _fuse_device()
+    if device is None:
+        return False
+    poll = select.poll()
+    poll.register(device, 0)
+    return not poll.poll(0)
+
+
 def _latin1(text: str) -> str:
     """fusepy encodes its arguments with the mount's encoding: hand the file system's bytes through it unchanged."""
     return os.fsencode(text).decode("latin-1")

@@ -32,8 +32,7 @@ MIB = 2**20
 CACHE_MIB = 64  # cache_size, the default
 
 # The three together notice a silent death after nine seconds, which is more than a stall or a stopped server lasts.
-# With core_dumps the descriptors are not for root's eyes only.
-OPTIONS = ("-o", "ServerAliveInterval=3,ServerAliveCountMax=3,core_dumps")
+OPTIONS = ("-o", "ServerAliveInterval=3,ServerAliveCountMax=3")
 # No step may take longer: the longest outage is some ten seconds and the longest pause between attempts fifteen, and a step
 # (all of an rsync, or of a file of 20 MiB in small pieces) may meet several.
 STEP_MAX_S = 150.0
@@ -175,6 +174,7 @@ def soak(
         ) from error
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_minute(own_sshd: Sshd, make_mount: Callable[..., Mount], tmp_path: Path) -> None:
     run(

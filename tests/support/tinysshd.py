@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import List, Optional
 
-from support.process import program, sftp_server_program
+from support.process import DROP_COPIES, program, sftp_server_program
 from support.server_files import ServerFiles
 
 
@@ -46,7 +46,7 @@ class TinySshd(ServerFiles):
                 *as_root,
                 "sh",
                 "-c",
-                'mount --bind "$1" "$2" && shift 2 && exec "$@"',
+                f'{DROP_COPIES}mount --bind "$1" "$2" && shift 2 && exec "$@"',
                 "sh",
             ],
             *[str(self.dir / "top"), f"/{top}"],

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Union
 
 from support.mount import CHECKOUT
-from support.process import Missing, is_running, program, wait_until
+from support.process import DROP_COPIES, Missing, is_running, program, wait_until
 from support.sshd import Server
 
 WAIT_S = 30.0
@@ -24,8 +24,6 @@ INSTALL = CHECKOUT / "contrib" / "install"
 
 # Lives until its stdin ends, and says when all is in place.
 _SETUP = """
-# Copies of mounts that others have here would keep those from ending.
-awk '/ - fuse[.]/ {{ print $5 }}' /proc/self/mountinfo | while read -r copy; do umount -l -i "$copy"; done
 set -e
 mount -t tmpfs -o mode=0755 tmpfs {stage}
 mkdir -p {stage}/upper/ssh {stage}/work
@@ -71,7 +69,7 @@ class Scratch:
         for_others = [_FUSE_FOR_ALL.format(**names)]
         for number, closed in enumerate(_closed_above(sys.executable, sys.base_prefix, CHECKOUT)):
             for_others.append(_OPEN.format(number=number, closed=shlex.quote(str(closed)), **names))
-        script = _SETUP.format(for_others="".join(for_others) if is_root else "", **names)
+        script = DROP_COPIES + _SETUP.format(for_others="".join(for_others) if is_root else "", **names)
         unshare = [
             program("unshare", "util-linux"),
             "--mount",
