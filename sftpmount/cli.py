@@ -279,7 +279,7 @@ def _serve(
     drain: Callable[[], List[str]],
 ) -> List[str]:
     """Mount ``filesystem`` until it is unmounted or a signal comes, then ``drain``; returns what could not be stored."""
-    from .fs import fuse
+    from .fs import callers, fuse
 
     mount_id: Optional[int] = None
     noise = None if wanted.debug else daemon.Noise()
@@ -299,7 +299,7 @@ def _serve(
 
     def is_elsewhere() -> bool:
         """A container or a service that was started meanwhile has a copy of the mount, as unshare(1) describes."""
-        return mount_id is not None and not mountpoint.is_mounted(mount_id) and fuse.is_connected()
+        return mount_id is not None and not mountpoint.is_mounted(mount_id) and callers.is_connected()
 
     def unmount_unless_busy() -> str:
         why = mountpoint.unmount_unless_busy(wanted.mountpoint, mount_id)

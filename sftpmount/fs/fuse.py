@@ -11,25 +11,21 @@ kernel was told a moment ago (close-to-open: the kernel would cut reads at the o
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import ctypes.util
 import errno
 import itertools
 import logging
 import os
-import select
 import shutil
-import signal
 import stat
-import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
-from .. import waiting
 from ..cache.blocks import BLOCK_BYTES
 from ..cache.namespace import Node
 from ..errors import FsError, FuseUnavailable, MountpointError
+from .callers import Callers
 from .filesystem import UNKNOWN_INO, Filesystem
 from .handles import Handle, Stat
 from .libfuse import own_main
@@ -42,7 +38,6 @@ ENTRY_TIMEOUT_S = 1.0
 TOLD_MAX = 4096
 MAX_READ_BYTES = 131072
 MAX_WRITE_BYTES = 1048576
-FORCED_S = 1.0  # what an operation that does not wait for the server needs to end
 # utimensat(2): nanoseconds that stand for "now" and "leave".
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 
@@ -91,11 +86,6 @@ for _name in (
 ):  # fmt: skip
     setattr(_Operations, _name, True)
 
-# Python makes, and unmakes, its record of a thread with every call that comes from a thread of libfuse; with a page of stack
-# each time that is a tenth of a write. A record that is asked for once more stays until the process ends, so only a number
-# of threads gets one: libfuse keeps ten, those that a burst brings come and go.
-_KEPT_THREADS_MAX = 64
-
 _Base: Any = fuse.FUSE if fuse is not None else object
 
 
@@ -112,15 +102,9 @@ class _Adapter(_Base):  # type: ignore[misc]
     ) -> None:
         self._fs = filesystem
         self._on_ready = on_ready
-        self._on_forced = on_forced
-        self._is_forced = False
-        # Operations that somebody waits for. Counted twice, since only next() is one step to all threads.
-        self._begun, self._ended = itertools.count(), itertools.count()
+        self._callers = Callers(on_forced)
         self._handles: Dict[int, Any] = {}
         self._numbers = itertools.count(1)
-        self._threads = itertools.count()
-        self._thread = threading.local()  # caller: set with the first operation
-        self._device: Optional[int] = None  # the descriptor of /dev/fuse
         # What the kernel was last told: node id -> (size, when). Entries older than the attribute timeout mean nothing.
         self._told: Dict[int, Tuple[int, float]] = {}
         encoded = {
@@ -130,12 +114,8 @@ class _Adapter(_Base):  # type: ignore[misc]
 
     def _wrapper(self, func: Callable[..., Any], *args: Any) -> int:
         """The errno boundary: whatever happens, libfuse gets an int."""
-        next(self._begun)
         try:
-            try:
-                self._thread.caller.operations += 1
-            except AttributeError:
-                self._new_thread()
+            self._callers.begin()
             return func(*args) or 0
         except OSError as error:
             return -(error.errno or errno.EIO)
@@ -143,53 +123,7 @@ class _Adapter(_Base):  # type: ignore[misc]
             log.exception("%s failed in a way that is not foreseen", getattr(func, "__name__", func))
             return -errno.EIO
         finally:
-            next(self._ended)
-
-    def _new_thread(self) -> None:
-        caller = self._thread.caller = _Caller()
-        waiting.serve(self._is_given_up, lambda: self._end_of_operation(caller))
-        if next(self._threads) < _KEPT_THREADS_MAX:
-            ctypes.pythonapi.PyGILState_Ensure()
-
-    def _end_of_operation(self, caller: _Caller) -> Callable[[], bool]:
-        after = caller.operations + 1  # may be the second step of this one, a rename, unless it is what asks
-
-        def is_over() -> bool:
-            return (
-                caller.operations > after or caller is self._thread.caller or caller.is_reading(self._device)
-            )
-
-        return is_over
-
-    def _is_given_up(self) -> bool:
-        return self._is_forced or _is_being_ended()
-
-    def _in_progress(self) -> int:
-        # A count shows what it would give next. Ended first, so that what begins between the two only makes it more.
-        ended, begun = (int(repr(count)[len("count(") : -1]) for count in (self._ended, self._begun))
-        return begun - ended
-
-    @contextlib.contextmanager
-    def _for_nobody(self) -> Iterator[None]:
-        """No program waits for what is done within: it must be done, and an orderly unmount may come before it is."""
-        next(self._ended)
-        try:
-            with waiting.patiently():
-                yield
-        finally:
-            next(self._begun)
-
-    def _watch_for_force(self, device: int) -> None:
-        """umount -f ends the kernel's side while programs wait; an orderly unmount is refused then."""
-        poll = select.poll()
-        poll.register(device, 0)  # an error is told whatever is asked for
-        poll.poll()
-        os.close(device)
-        time.sleep(FORCED_S)
-        if self._in_progress() and self._in_progress():  # one look can meet a release between the two counts
-            log.warning("unmounted by force, while programs waited for the server")
-            self._is_forced = True
-            self._on_forced()
+            self._callers.end()
 
     def _new_handle(self, value: Any) -> int:
         number = next(self._numbers)
@@ -218,11 +152,7 @@ class _Adapter(_Base):  # type: ignore[misc]
     # -- looking --------------------------------------------------------------------------------------------------------
 
     def init(self, conn: Any) -> int:
-        self._device = _fuse_device()
-        if self._device is not None:
-            threading.Thread(
-                target=self._watch_for_force, args=(os.dup(self._device),), name="force", daemon=True
-            ).start()
+        self._callers.watch()
         self._on_ready()
         return 0
 
@@ -295,7 +225,7 @@ class _Adapter(_Base):  # type: ignore[misc]
 
     def unlink(self, path: bytes) -> int:
         if is_libfuse_name(path):  # its own, after the last release
-            with self._for_nobody():
+            with self._callers.for_nobody():
                 self._fs.unlink(path)
             return 0
         node = self._fs.unlink(path)
@@ -431,28 +361,9 @@ class _Adapter(_Base):  # type: ignore[misc]
     def release(self, path: Optional[bytes], fip: Any) -> int:
         handle = self._handles.pop(fip.contents.fh, None)
         if handle is not None:
-            with self._for_nobody():
+            with self._callers.for_nobody():
                 self._fs.release(handle)
         return 0
-
-
-class _Caller:
-    """A thread of libfuse."""
-
-    __slots__ = ("operations", "thread_id")
-
-    def __init__(self) -> None:
-        self.thread_id = threading.get_native_id()
-        self.operations = 0
-
-    def is_reading(self, device: Optional[int]) -> bool:
-        """True where it waits for the kernel's next request."""
-        try:
-            with open(f"/proc/self/task/{self.thread_id}/syscall", encoding="ascii") as file:
-                fields = file.read().split()  # number, arguments; or "running"
-            return len(fields) > 1 and int(fields[1], 16) == device
-        except (OSError, ValueError):
-            return False
 
 
 class _Directory:
@@ -462,60 +373,6 @@ class _Directory:
 
     def __init__(self, path: bytes) -> None:
         self.path = path
-
-
-# What a local disk's programs can be ended by while they wait for it; also those that a program may want to clean up after.
-_ENDING_SIGNALS = sum(
-    1 << (number - 1)
-    for number in (
-        signal.SIGHUP,
-        signal.SIGINT,
-        signal.SIGQUIT,
-        signal.SIGKILL,
-        signal.SIGTERM,
-        signal.SIGXCPU,
-    )
-)
-
-
-def _is_being_ended() -> bool:
-    """True where the program that this thread's operation is for has a signal to end it.
-
-    The kernel also interrupts for signals that a program handles and goes on after: Go's runtime sends itself SIGURG all the
-    time (golang/go issue 38836). To those EINTR from a file would be an error.
-    """
-    if not fuse._libfuse.fuse_interrupted():
-        return False
-    try:
-        with open(f"/proc/{fuse.fuse_get_context()[2]}/status", encoding="ascii", errors="replace") as file:
-            fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
-        pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
-        return bool(pending & _ENDING_SIGNALS & ~int(fields["SigIgn"], 16) & ~int(fields["SigBlk"], 16))
-    except FileNotFoundError:
-        return True  # it has ended
-    except (OSError, KeyError, ValueError):
-        return False
-
-
-def _fuse_device() -> Optional[int]:
-    """The descriptor on which the kernel talks to libfuse."""
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
-                return int(name)
-        except OSError:
-            pass
-    return None
-
-
-def is_connected() -> bool:
-    """True while the kernel has requests for this process's mount, from whichever mount namespace."""
-    device = _fuse_device()
-    if device is None:
-        return False
-    poll = select.poll()
-    poll.register(device, 0)
-    return not poll.poll(0)
 
 
 def _latin1(text: str) -> str:
