@@ -15,23 +15,23 @@ import logging
 import os
 import stat
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, TypeVar
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar
 
 from .. import waiting
-from ..cache.blocks import FileCache
 from ..cache.namespace import Absent, Namespace, Node, split
 from ..errors import ConnectionLost, FsError, RemoteDirectoryError
 from ..sftp import wire
 from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote
 from ..sftp.session import Session
 from ..sftp.wire import Attrs
+from .attributes import Attributes, Owners
 from .files import Files, held_still
 from .files_ahead import FilesAhead
 from .handles import Handle, Stat, pflags_of
 from .identity import MountedDirectory
-from .links import as_relative, leads_out
+from .links import Links
 from .listings import Listings
-from .owed import OwedAttrs, may_wait
+from .owed import OwedAttrs
 from .removed import RemovedFiles, is_libfuse_name
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,6 @@ T = TypeVar("T")
 
 # What libfuse shows for an inode number that nobody asked for; 0 would make readdir(3) skip the name.
 UNKNOWN_INO = 0xFFFFFFFF
-LINKS_TOLD_MAX = 100
-TARGET_BYTES_MAX = 4095  # PATH_MAX less the NUL
 
 
 @contextlib.contextmanager
@@ -79,14 +77,10 @@ class Filesystem:
         self._root = root
         self.lifetime_s = dir_cache_timeout_s
         self._idmap_user = idmap_user
-        self._contain_symlinks = contain_symlinks
-        self._transform_symlinks = transform_symlinks
-        self._links_told: Set[Tuple[bytes, bytes]] = set()
         self._local = (
             os.getuid() if local_uid is None else local_uid,
             os.getgid() if local_gid is None else local_gid,
         )
-        self._far: Tuple[Optional[int], Optional[int]] = (None, None)
         self._ns = Namespace(
             Attrs(mode=stat.S_IFDIR | 0o755),
             lifetime_s=dir_cache_timeout_s,
@@ -108,6 +102,16 @@ class Filesystem:
             clock=clock,
             wall=wall,
         )
+        self._attributes = Attributes(
+            remote, self._ns, self.files, self._owed, look_up=self._look_up, far_path=self._far_path
+        )
+        self._links = Links(
+            remote,
+            look_up=self._look_up,
+            far_path=self._far_path,
+            contain=contain_symlinks,
+            transform=transform_symlinks,
+        )
         self._listings = Listings(
             remote,
             self._ns,
@@ -121,10 +125,12 @@ class Filesystem:
         )
         self._mounted = MountedDirectory(self._ns)
         remote.on_connected = self._mounted.check
-        # What happens in open files is theirs alone.
+        # What happens in open files, to attributes and with links is theirs alone.
         self.read, self.write, self.append = self.files.read, self.files.write, self.files.append
         self.flush, self.fsync, self.release = self.files.flush, self.files.fsync, self.files.release
-        self.unstored = self.files.unstored
+        self.stat_of, self.chmod = self._attributes.shown, self._attributes.chmod
+        self.chown, self.utimens = self._attributes.chown, self._attributes.utimens
+        self.readlink = self._links.readlink
 
     # -- life -----------------------------------------------------------------------------------------------------------
 
@@ -144,7 +150,7 @@ class Filesystem:
                 )
             if self._idmap_user:
                 home = self._remote.stat(b".")
-                self._far = (home.uid, home.gid)
+                self._attributes.owners = Owners(self._local, (home.uid, home.gid))
         except FsError as error:
             raise RemoteDirectoryError(
                 f"The directory {shown} cannot be mounted: the server says {error.strerror!r}; "
@@ -155,7 +161,7 @@ class Filesystem:
         except FsError:
             fsid = None
         self._mounted.remember(self._root, fsid)
-        self._removed.root = self._root
+        self._removed.root = self._links.root = self._root
         self._ns.told(b"/", attrs, self._ns.mark())
         if not self._remote.has(FSYNC):
             log.warning(
@@ -186,6 +192,10 @@ class Filesystem:
             return b"(removed)"
         base = b"" if self._root == b"/" else self._root
         return far_path[len(base) :] if far_path.startswith(base + b"/") else far_path
+
+    def unstored(self) -> List[bytes]:
+        """The files whose bytes or attributes the server may not have just now. Waits for nothing."""
+        return sorted({*map(self._near_path, self.files.unstored()), *self._owed.paths()})
 
     def drain(self) -> List[str]:
         """Store everything still held. Returns "path: reason" for each file that could not be stored."""
@@ -284,29 +294,6 @@ class Filesystem:
         self._remote.run(check)
         return self._remote.reconnects != before
 
-    def stat_of(self, node: Node) -> Stat:
-        """The attributes to show: ours while they are right and the server's are not."""
-        attrs = node.attrs
-        size, mtime = attrs.size or 0, attrs.mtime or 0
-        file: Optional[FileCache] = node.file
-        if file is not None and file.authoritative:
-            size = file.size
-            mtime = mtime if file.mtime is None else file.mtime
-        uid, gid = attrs.uid or 0, attrs.gid or 0
-        if self._idmap_user:
-            uid = self._local[0] if uid == self._far[0] else uid
-            gid = self._local[1] if gid == self._far[1] else gid
-        return Stat(
-            node.ino,
-            node.mode,
-            self._ns.link_count(node),
-            uid,
-            gid,
-            size,
-            mtime if attrs.atime is None else attrs.atime,
-            mtime,
-        )
-
     def readdir(self, path: bytes) -> List[Tuple[bytes, int, int]]:
         """Every name of a directory as ``(name, ino, mode)``; mode 0 where the server did not tell the type."""
         listing, entries = self._listings.read(path)
@@ -317,40 +304,6 @@ class Filesystem:
             found = [(name, node.ino, node.mode) for name, node in listing]
         gone = self._removed.names_in_root() if path == b"/" else ()
         return [entry for entry in found if entry[0] not in gone] if gone else found
-
-    def readlink(self, path: bytes) -> bytes:
-        """The target of a symbolic link: as it stands on the server, or as the options say."""
-        target = self._target_of(path)
-        if self._transform_symlinks and target.startswith(b"/"):
-            target = as_relative(self._root, path, target) or target
-        if self._contain_symlinks and leads_out(path, target):
-            raise FsError(errno.EPERM)
-        return target
-
-    def _target_of(self, path: bytes) -> bytes:
-        node = self._look_up(path)
-        if node.target is None:
-            target = self._remote.readlink(self._far_path(path))
-            if not target or b"\0" in target:
-                raise FsError(errno.EIO, "the server gave an impossible link target")
-            if len(target) > TARGET_BYTES_MAX:
-                raise FsError(errno.ENAMETOOLONG)  # cut, it would lead elsewhere
-            node.target = target
-            self._tell_of_link(path, target)
-        return node.target
-
-    def _tell_of_link(self, path: bytes, target: bytes) -> None:
-        """The log names the links of the server's (not those that were made here) that lead somewhere else."""
-        told, told_max = self._links_told, LINKS_TOLD_MAX
-        if not leads_out(path, target) or len(told) >= told_max or (path, target) in told:
-            return
-        told.add((path, target))
-        log.warning(
-            "the link %r leads out of the mount, to %r on this machine (contain_symlinks refuses such)%s",
-            path,
-            target,
-            "; further ones are not named" if len(told) == told_max else "",
-        )
 
     def access(self, path: bytes, mode: int) -> None:
         """Only what attributes can tell: nobody may execute a file that has no x bit. The rest is the server's to judge."""
@@ -507,75 +460,7 @@ class Filesystem:
             self._ns.distrust_path(path)
             raise
 
-    # -- attributes ---------------------------------------------------------------------------------------------------
-
-    def chmod(self, path: bytes, mode: int) -> Node:
-        """Change permission bits."""
-        node = self._look_up(path)
-        if stat.S_IMODE(node.mode) == stat.S_IMODE(mode) and self._ns.is_ours(node):
-            return node
-        self._set_attrs(path, node, Attrs(mode=stat.S_IMODE(mode)))
-        if node.file is not None:
-            with node.file.lock:
-                for handle in node.file.handles:
-                    handle.remote.mode = stat.S_IMODE(mode)
-        return node
-
-    def chown(self, path: bytes, uid: int, gid: int) -> Node:
-        """Change owner and group; -1 leaves one as it is. SFTP carries only the pair."""
-        node = self._look_up(path)
-        if self._idmap_user:
-            uid = self._far[0] if uid == self._local[0] and self._far[0] is not None else uid
-            gid = self._far[1] if gid == self._local[1] and self._far[1] is not None else gid
-        attrs = Attrs(
-            uid=node.attrs.uid if uid == -1 else uid,
-            gid=node.attrs.gid if gid == -1 else gid,
-        )
-        if attrs.uid is None or attrs.gid is None:
-            raise FsError(errno.EPERM)
-        has_special_bits = bool(node.mode & (stat.S_ISUID | stat.S_ISGID))
-        if attrs == Attrs(uid=node.attrs.uid, gid=node.attrs.gid) and not has_special_bits:
-            if self._ns.is_ours(node):
-                return node
-        self._owed.settle(node)  # before it is another's
-        self._set_attrs(path, node, attrs)
-        node.ours = False
-        if not node.is_symlink:
-            self._ns.distrust(node)  # the server may have cleared set-id bits
-        return node
-
-    def utimens(self, path: bytes, atime: Optional[int], mtime: Optional[int]) -> Node:
-        """Set times in whole seconds, as SFTP v3 carries them; None leaves one as it is."""
-        node = self._look_up(path)
-        if atime is None and mtime is None:
-            return node
-        if atime is None or mtime is None:
-            known = node.attrs
-            if known.mtime is None or (node.file is not None and node.file.authoritative):
-                self.files.store(node)
-                known = self._remote.lstat(self._far_path(path))
-            atime = known.atime if atime is None else atime
-            mtime = known.mtime if mtime is None else mtime
-        attrs = Attrs(atime=atime, mtime=mtime)
-        with node.operation:
-            self._set_attrs(path, node, attrs)
-            self.files.times_are_set(node, mtime)
-        return node
-
-    def _set_attrs(self, path: bytes, node: Node, attrs: Attrs) -> None:
-        if node.is_dir and (attrs.uid is not None or not may_wait(node, attrs)):
-            self._owed.pay(*self._owed.below(path))  # before it may be forbidden
-        with node.operation:
-            # A write that arrives after a chmod may be refused, one after a utimens changes the time again.
-            self.files.store(node)
-            if attrs.mtime is not None:
-                self.files.times_will_be_set(node)
-            if attrs.uid is not None or not self._owed.take(node, attrs):
-                self._owed.settle(node)
-                self._remote.setstat(self._far_path(path), attrs, is_symlink=node.is_symlink)
-            if attrs.mode is not None:
-                attrs = attrs._replace(mode=stat.S_IFMT(node.mode) | attrs.mode)
-            self._ns.set_attrs(node, attrs)
+    # -- files --------------------------------------------------------------------------------------------------------
 
     def truncate(self, path: Optional[bytes], size: int, handle: Optional[Handle] = None) -> Node:
         """Cut a file, or extend it with a hole, by path or by a handle that may write."""
@@ -599,8 +484,6 @@ class Filesystem:
                 self._remote.fsetstat(handle.remote, Attrs(size=size))
                 self.files.changed_size(node, size, losses)
         return node
-
-    # -- files --------------------------------------------------------------------------------------------------------
 
     def open(self, path: bytes, flags: int) -> Handle:
         """Open an existing file. O_TRUNC empties it in the same request."""

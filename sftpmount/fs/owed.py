@@ -79,6 +79,12 @@ class OwedAttrs:
             nodes = list(self._since)
         return [node for node in nodes if (self._ns.path_of(node) or b"").startswith(prefix)]
 
+    def paths(self) -> List[bytes]:
+        """The files and directories that something is owed of."""
+        with self._some:
+            nodes = list(self._since)
+        return [path for path in map(self._ns.path_of, nodes) if path is not None]
+
     def settle(self, node: Optional[Node]) -> None:
         """Send what is owed of ``node``, and wait for it: ahead of an operation on it. Raises FsError."""
         if node is None or node.owed is None:

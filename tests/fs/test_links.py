@@ -10,7 +10,6 @@ import pytest
 
 from fs.test_filesystem import refused
 from sftp.fake_server import FakeServer
-from sftpmount.fs import filesystem
 from sftpmount.fs.filesystem import Filesystem
 from sftpmount.fs.links import as_relative, leads_out
 
@@ -94,7 +93,7 @@ def test_options(
 def test_the_log_names_what_a_server_leads_out(
     server: FakeServer, fs: Filesystem, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filesystem, "LINKS_TOLD_MAX", 3)
+    monkeypatch.setattr("sftpmount.fs.links.LINKS_TOLD_MAX", 3)
     for number in range(5):
         put_link(server, b"/home/%d" % number, b"/etc/%d" % number)
     put_link(server, b"/home/inside", b"0")

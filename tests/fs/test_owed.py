@@ -31,6 +31,13 @@ def make(fs: Filesystem, path: bytes, data: bytes = DATA) -> None:
     fs.write(handle, data, 0)
     fs.flush(handle)
     fs.release(handle)
+    session = fs._remote.session()
+    lanes = {session.meta, session.read_lane, session.write_lane}
+    wait_until(
+        lambda: not any(lane.in_flight for lane in lanes),
+        WAIT_S,
+        "the CLOSE, which release does not wait for",
+    )
 
 
 def owe(fs: Filesystem, path: bytes, mtime: int = OLD) -> None:
@@ -254,7 +261,7 @@ class TestOrder:
         fs.chmod(b"/d/f", 0o640)
         at = server.count()
         self.AHEAD[name](fs)
-        sent_first = next(request for request in server.log[at:])
+        sent_first = server.log[at]
         assert (sent_first.name, sent_first.path) == ("SETSTAT", b"/home/d/f")
         assert (server.at(b"/home/d/f").mtime, server.at(b"/home/d/f").mode & 0o777) == (OLD, 0o640)
         assert fs.drain() == []
