@@ -587,6 +587,7 @@ def test_a_name_changes_while_its_file_is_committed_in_the_background(tmp_path: 
             old, new = mount.path / f"old{count}", mount.path / f"new{count}"
             store(old, noise(100_000, count))
             store(new, noise(100_000, 100 + count))
+            wait_until(lambda: not server.opened, 10.0, "the end of what the last power loss made late")
             busy = new if way == "renamed" else old
             server.held = "fsync"
             with opened(busy, os.O_WRONLY) as descriptor:
