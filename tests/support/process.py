@@ -11,11 +11,6 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
-# For sh, in a mount namespace of its own. root's alone can be dropped; others' stay until the namespace ends.
-DROP_COPIES = """# Copies of mounts that others have here would keep those from ending.
-awk '/ - fuse[.]/ { print $5 }' /proc/self/mountinfo | while read -r copy; do umount -l -i "$copy"; done
-"""
-
 
 class Missing(RuntimeError):
     """Something the tests need is not on this machine; the text says what, and how to get it."""

@@ -15,7 +15,8 @@ import threading
 from pathlib import Path
 from typing import List, Optional
 
-from support.process import DROP_COPIES, program, sftp_server_program
+from support.namespace import DROP_COPIES
+from support.process import program, sftp_server_program
 from support.server_files import ServerFiles
 
 
