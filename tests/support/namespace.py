@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import List
 
-from support.process import Missing, program
+from support.process import Missing, end_with_input, program
 
 # For sh, in a mount namespace of its own. root's alone can be dropped; others' stay until the namespace ends.
 DROP_COPIES = """# Copies of mounts that others have here would keep those from ending.
@@ -56,11 +56,4 @@ class Namespace:
 
     def close(self) -> None:
         """End the namespace; it goes when the last process that has entered it has ended, too."""
-        assert self._holder.stdin is not None and self._holder.stdout is not None
-        self._holder.stdin.close()
-        try:
-            self._holder.wait(timeout=10.0)
-        except subprocess.TimeoutExpired:
-            self._holder.kill()
-            self._holder.wait()
-        self._holder.stdout.close()
+        end_with_input(self._holder)
