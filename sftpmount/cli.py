@@ -83,9 +83,7 @@ def _help_mount(argv: Sequence[str]) -> int:
 
 def _mount_line(line: options.CommandLine, *, fake: bool = False) -> int:
     """Do what a sorted command line asks for; with ``fake`` as mount -f does, all but the mount."""
-    text = usage.answer(line)
-    if text:
-        sys.stdout.write(text)
+    if _answers(line):
         return 0
     wanted = options.understand(line)
     if wanted.setuid is not None:
@@ -136,11 +134,17 @@ def _become(name: str) -> None:
     os.environ.update(HOME=user.pw_dir, USER=name, LOGNAME=name)
 
 
-def _audit(argv: Sequence[str]) -> int:
-    line = options.split(argv, further=["json"])
+def _answers(line: options.CommandLine) -> bool:
+    """Print the help or version that a command line asks for; False where it asks for neither."""
     text = usage.answer(line)
     if text:
         sys.stdout.write(text)
+    return bool(text)
+
+
+def _audit(argv: Sequence[str]) -> int:
+    line = options.split(argv, further=["json"])
+    if _answers(line):
         return 0
     wanted = options.understand_audit(line)
     _keep_secrets(wanted)

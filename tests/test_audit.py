@@ -18,6 +18,7 @@ import pytest
 from sftpmount.errors import UsageError
 from sftpmount.options import parse, split, understand_audit
 from support.asyncssh_server import AsyncsshServer
+from support.listener import Listener
 from support.mount import CHECKOUT
 from support.process import free_port, program
 from support.sshd import Server, Sshd, keygen, public_key, write_known_hosts
@@ -456,28 +457,19 @@ def listening(answer: Answer) -> Iterator[int]:
     """A port at which each connection is handed to ``answer`` in turn, and then closed."""
     held: List[socket.socket] = []
 
-    def serve() -> None:
-        while True:
-            try:
-                peer, _ = listener.accept()
-            except OSError:
-                return
-            held.append(peer)
-            try:
-                answer(peer)
-            except OSError:
-                pass
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
+    def serve(peer: socket.socket) -> None:
+        held.append(peer)
         try:
-            yield listener.getsockname()[1]
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            for peer in held:
-                peer.close()
-            thread.join(WAIT_S)
+            answer(peer)
+        except OSError:
+            pass
+
+    try:
+        with Listener(serve) as listener:
+            yield listener.port
+    finally:
+        for peer in held:
+            peer.close()
 
 
 def say(text: bytes) -> Answer:

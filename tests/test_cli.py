@@ -15,6 +15,7 @@ import pytest
 import sftpmount
 from sftpmount import cli, errors, options
 from support.mount import CHECKOUT, Mount, fuse_mounts
+from support.namespace import Namespace
 from support.process import descendants, is_running, wait_until
 from support.sshd import Sshd, keygen
 
@@ -442,16 +443,8 @@ def test_a_busy_mount_is_detached_stored_and_ends_with_its_last_user(background:
 def test_a_signal_ends_a_mount_that_another_namespace_has_a_copy_of(
     mount: Mount, unmounted_before: bool
 ) -> None:
-    as_root = [] if os.geteuid() == 0 else ["--user", "--map-current-user"]
-    holder = subprocess.Popen(
-        ["unshare", "--mount", *as_root, "--propagation", "private", "sh", "-c", "echo copied && exec cat"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert holder.stdin is not None and holder.stdout is not None
-    with holder:
-        assert holder.stdout.readline() == b"copied\n"
-        seen_there = Path(f"/proc/{holder.pid}/root{mount.path}")
+    with Namespace() as other:
+        seen_there = Path(f"{other.root}{mount.path}")
         if unmounted_before:
             subprocess.run(["fusermount3", "-u", mount.path], check=True)
             (seen_there / "served on").write_bytes(b"to the others")
@@ -461,7 +454,6 @@ def test_a_signal_ends_a_mount_that_another_namespace_has_a_copy_of(
         assert "still mounted in another mount namespace" in mount.log_text()
         with pytest.raises(OSError, match="not connected"):
             seen_there.stat()
-        holder.stdin.close()
 
 
 def test_a_second_signal_ends_at_once_and_the_log_names_what_is_lost(

@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 import pytest
 
 from support.asyncssh_server import AsyncsshServer
+from support.listener import Listener
 from support.mount import Mount, MountFailed, SshfsMount, fuse_mounts, unmount_stale
 from support.process import descendants, is_running, program, wait_until
 from support.relay import Relay
@@ -213,31 +214,24 @@ class Echo:
         self.received: List[bytearray] = []
         self.errors: List[Optional[OSError]] = []
         self._silent = silent
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
+        self._threads: List[threading.Thread] = []
+        self._listener = Listener(self._accept)
+        self.port = self._listener.port
 
     def __enter__(self) -> Echo:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
         for thread in self._threads:
             thread.join(20)
             assert not thread.is_alive()
-        self._listener.close()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self.received.append(bytearray())
-            self.errors.append(None)
-            self._threads.append(threading.Thread(target=self._serve, args=(client, len(self.received) - 1)))
-            self._threads[-1].start()
+    def _accept(self, client: socket.socket) -> None:
+        self.received.append(bytearray())
+        self.errors.append(None)
+        self._threads.append(threading.Thread(target=self._serve, args=(client, len(self.received) - 1)))
+        self._threads[-1].start()
 
     def _serve(self, client: socket.socket, number: int) -> None:
         with client:

@@ -37,7 +37,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 from sftpmount.errors import ConnectionLost, HostKeyError, PolicyError, SftpMountError, Unreachable
 from sftpmount.ssh import chacha20
 from sftpmount.ssh.kex import KexGexAtLeast, KexGroup18SHA512
-from sftpmount.ssh.packetizer import Gather, PacketStream, Sink
+from sftpmount.ssh.packetizer import REKEY_BYTES, REKEY_INTERVAL_S, Gather, PacketStream, Sink
 from sftpmount.ssh.policy import (
     CERTIFICATE_SUFFIX,
     STRICT_KEX_SERVER,
@@ -58,10 +58,7 @@ _UNSENT_BYTES = (
     256 * 1024
 )  # what the kernel queues beyond the wire: little, so that small requests overtake bulk data soon
 
-# RFC 4344 section 3.2: 2^32 blocks of 128 bits would be 64 GiB. RFC 4253 section 9: 1 GiB for anything else.
-_REKEY_BYTES_AES = 2**35
-_REKEY_BYTES = 2**30
-_REKEY_INTERVAL_S = 3600.0  # RFC 4253 section 9
+_REKEY_BYTES_AES = 2**35  # RFC 4344 section 3.2: 2^32 blocks of 128 bits would be 64 GiB
 
 _FIRST_ABOVE_TRANSPORT = 50  # message numbers below may travel during a key exchange (RFC 4250 section 4.1.1)
 
@@ -156,7 +153,7 @@ class HardenedTransport(paramiko.Transport):
         )  # paramiko sets a timeout, which would cost a poll() before every recv and send
         _tune(sock)
         self.packetizer: PacketStream  # type: ignore[assignment]
-        self.packetizer.rekey_interval_s = min(rekey_interval_s or _REKEY_INTERVAL_S, _REKEY_INTERVAL_S)
+        self.packetizer.rekey_interval_s = min(rekey_interval_s or REKEY_INTERVAL_S, REKEY_INTERVAL_S)
         self.sock = (
             self.packetizer
         )  # what paramiko "closes" is only shut down; PacketStream.release has the reason
@@ -287,7 +284,7 @@ class HardenedTransport(paramiko.Transport):
         if is_aead(agreement.cipher_in):
             parsed["server_mac_algo_list"] = list(self._preferred_macs)
         has_chacha20 = chacha20.NAME in (agreement.cipher_out, agreement.cipher_in)
-        safe_bytes = _REKEY_BYTES if has_chacha20 else _REKEY_BYTES_AES
+        safe_bytes = REKEY_BYTES if has_chacha20 else _REKEY_BYTES_AES
         self.packetizer.rekey_bytes_max = min(self._rekey_bytes_max or safe_bytes, safe_bytes)
         return parsed
 

@@ -44,6 +44,9 @@ _RANDOM_BYTES = 8192
 _QUEUED_PACKETS_MAX = 10_000  # more are answers to a server that asks and asks, and does not read
 _SEQUENCE_MASK = 0xFFFFFFFF
 _REKEY_PACKETS = 2**31  # RFC 4344 section 3.1: before the sequence number comes round
+# RFC 4253 section 9: what is safe with every cipher.
+REKEY_BYTES = 2**30
+REKEY_INTERVAL_S = 3600.0
 
 _WINDOW_ADJUST, _CHANNEL_DATA = 93, 94
 _BULK = (_WINDOW_ADJUST, _CHANNEL_DATA)
@@ -130,8 +133,8 @@ class PacketStream:
         self.nobody_waits: Callable[[], bool] = lambda: False
         self.last_heard_s = monotonic()
 
-        self.rekey_bytes_max: int = 2**30
-        self.rekey_interval_s = 3600.0
+        self.rekey_bytes_max = REKEY_BYTES
+        self.rekey_interval_s = REKEY_INTERVAL_S
         self.may_rekey = False
         self.kex_deadline_s: Optional[float] = None  # set while keys are exchanged
         self._rekey_due = False

@@ -343,20 +343,9 @@ def _gentler_profile(category: str, policy: Policy, theirs: Sequence[str]) -> st
     return ""
 
 
-def lenience(policy: Policy, used: Sequence[str]) -> str:
-    """What security=compatible takes that hardened would not, as a sentence for whoever mounts; "" under other profiles.
-    ``used``: what of it this connection uses, see ``concessions``."""
-    if policy.profile != "compatible":
-        return ""
-    uses = f", and this connection uses {' and '.join(used)}" if used else ""
-    return (
-        "security=compatible accepts MACs that are not encrypt-then-MAC, and groups and RSA keys of "
-        f"{policy.rsa_bits_min} bits{uses}; sftpmount audit says whether security=hardened would do."
-    )
-
-
 def require_rsa_bits(policy: Policy, bits: int, whose: str) -> None:
-    """Raises PolicyError for an RSA key below the policy's size; ``whose`` is e.g. "The server's host key"."""
+    """Raises PolicyError where ``bits``, the size of an RSA key, is below the policy's least; ``whose`` begins the sentence,
+    e.g. "The server's host key"."""
     if bits < policy.rsa_bits_min:
         is_own = policy.rsa_bits_min > _profile(policy.profile, True).rsa_bits_min
         demands = "RequiredRSASize" if is_own else f"security={policy.profile}"
@@ -367,8 +356,23 @@ def require_rsa_bits(policy: Policy, bits: int, whose: str) -> None:
         )
 
 
+def require_gex_bits(policy: Policy, bits: int, offered: Sequence[str] = ()) -> None:
+    """Raises PolicyError where ``bits``, the size of the group that group exchange found, is below the policy's least or above
+    8192 (RFC 4419 section 3); ``offered``: the server's key exchanges, for the advice."""
+    if not policy.gex_bits_min <= bits <= 8192:
+        raise PolicyError(
+            f"The server chose a Diffie-Hellman group of {bits} bits, and security={policy.profile} accepts "
+            f"{policy.gex_bits_min} to 8192; remove the small groups from its /etc/ssh/moduli, or allow curve25519-sha256 in "
+            "its KexAlgorithms.",
+            (_server_line("KexAlgorithms", (*_WORDING["kex"][2], *offered)),),
+        )
+
+
 def concessions(agreement: Agreement, rsa_bits: Optional[int]) -> Tuple[str, ...]:
-    """What of this security=hardened would have refused, in words; ``rsa_bits``: of the host key, None where it is not RSA."""
+    """What ``agreement`` has that security=hardened would have refused, each once, in words for ``lenience``; () for nothing.
+
+    ``rsa_bits``: the size of the host key, None where it is not RSA. The size of a group that group exchange (RFC 4419) found
+    is not part of an agreement, and not told."""
     hardened = _profile("hardened", True)
     names = [agreement.kex] if agreement.kex not in hardened.kex else []
     names += [mac for mac in (agreement.mac_out, agreement.mac_in) if mac and mac not in hardened.macs]
@@ -377,15 +381,16 @@ def concessions(agreement: Agreement, rsa_bits: Optional[int]) -> Tuple[str, ...
     return tuple(dict.fromkeys(names))
 
 
-def require_gex_bits(policy: Policy, bits: int, offered: Sequence[str] = ()) -> None:
-    """Raises PolicyError for a Diffie-Hellman group outside what group exchange may agree; ``offered``: the server's kex."""
-    if not policy.gex_bits_min <= bits <= 8192:
-        raise PolicyError(
-            f"The server chose a Diffie-Hellman group of {bits} bits, and security={policy.profile} accepts "
-            f"{policy.gex_bits_min} to 8192; remove the small groups from its /etc/ssh/moduli, or allow curve25519-sha256 in "
-            "its KexAlgorithms.",
-            (_server_line("KexAlgorithms", (*_WORDING["kex"][2], *offered)),),
-        )
+def lenience(policy: Policy, used: Sequence[str]) -> str:
+    """What security=compatible takes that hardened would not, as a sentence for whoever mounts; "" under other profiles.
+    ``used``: what of it this connection uses, from ``concessions``."""
+    if policy.profile != "compatible":
+        return ""
+    uses = f", and this connection uses {' and '.join(used)}" if used else ""
+    return (
+        "security=compatible accepts MACs that are not encrypt-then-MAC, and groups and RSA keys of "
+        f"{policy.rsa_bits_min} bits{uses}; sftpmount audit says whether security=hardened would do."
+    )
 
 
 def printable(text: str, chars_max: int = 200) -> str:

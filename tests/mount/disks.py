@@ -6,23 +6,10 @@ import os
 import shlex
 import subprocess
 from pathlib import Path
-from typing import List, Optional
+from typing import Optional
 
-from support.process import Missing, program
-
-_SFTP_SERVERS = (
-    "/usr/lib/openssh/sftp-server",
-    "/usr/libexec/openssh/sftp-server",
-    "/usr/lib/ssh/sftp-server",
-)
-
-
-def sftp_server_program() -> str:
-    """OpenSSH's sftp-server as a program of its own. Raises Missing."""
-    for path in _SFTP_SERVERS:
-        if os.access(path, os.X_OK):
-            return path
-    raise Missing("The tests need OpenSSH's sftp-server: apt-get install openssh-sftp-server.")
+from support.namespace import Namespace
+from support.process import program, sftp_server_program
 
 
 class SmallDisk:
@@ -32,33 +19,18 @@ class SmallDisk:
     (the directory for the test's own looks) passes through /proc.
     """
 
-    def __init__(self, directory: Path, options: str, *, in_namespace: Optional[bool] = None) -> None:
+    def __init__(self, directory: Path, options: str) -> None:
         self.directory = directory
         self.directory.mkdir()
-        self._in_namespace = os.geteuid() != 0 if in_namespace is None else in_namespace
-        self._holder: Optional[subprocess.Popen[str]] = None
+        self._namespace: Optional[Namespace] = None
         mount = ["mount", "-t", "tmpfs", "-o", f"{options},mode=0755", "tmpfs", str(directory)]
-        if not self._in_namespace:
+        if os.geteuid() == 0:
             subprocess.run(mount, check=True)
-            self.seen = directory
             self.sftp_server = "internal-sftp"
-            return
-        unshare = [program("unshare", "util-linux"), "--user", "--map-root-user", "--mount"]
-        # Lives until its stdin ends, and says when the disk is there.
-        script = f"{shlex.join(mount)} && echo mounted && exec cat"
-        self._holder = subprocess.Popen(
-            [*unshare, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._holder.stdout is not None
-        if self._holder.stdout.readline() != "mounted\n":
-            self.close()
-            raise Missing(
-                "The tests of full disks need root, or user namespaces: sysctl kernel.unprivileged_userns_clone=1."
-            )
-        pid = self._holder.pid
-        self.seen = Path(f"/proc/{pid}/root{directory}")
-        enter = f"{program('nsenter', 'util-linux')} --target {pid} --user --mount --preserve-credentials"
-        self.sftp_server = f"{enter} {sftp_server_program()}"
+        else:
+            self._namespace = Namespace(shlex.join(mount))
+            self.sftp_server = shlex.join(self._namespace.entering(str(sftp_server_program())))
+        self.seen = self.server_path(directory)
 
     def __enter__(self) -> SmallDisk:
         return self
@@ -68,24 +40,17 @@ class SmallDisk:
 
     def administer(self, *command: str) -> bool:
         """Run a command such as mount where the disk is; True where it ended well."""
-        enter: List[str] = []
-        if self._holder is not None:
-            enter = [program("nsenter", "util-linux"), "--target", str(self._holder.pid), "--user", "--mount"]
-            enter.append("--preserve-credentials")
-        return subprocess.run([*enter, *command]).returncode == 0
+        words = command if self._namespace is None else self._namespace.entering(*command)
+        return subprocess.run(words).returncode == 0
 
     def server_path(self, path: Path) -> Path:
         """What the server has at ``path``, for the test's own looks."""
-        return path if self._holder is None else Path(f"/proc/{self._holder.pid}/root{path}")
+        return path if self._namespace is None else Path(f"{self._namespace.root}{path}")
 
     def close(self) -> None:
-        if self._holder is not None:
-            assert self._holder.stdin is not None and self._holder.stdout is not None
-            self._holder.stdin.close()
-            self._holder.wait(timeout=10.0)
-            self._holder.stdout.close()
-            self._holder = None
-        elif not self._in_namespace:
+        if self._namespace is not None:
+            self._namespace.close()
+        else:
             # Lazily: an sftp-server that is about to end may still be in it.
             subprocess.run(["umount", "-l", str(self.directory)], check=True)
 

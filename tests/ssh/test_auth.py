@@ -37,6 +37,7 @@ from sftpmount.ssh.config import Local
 from sftpmount.ssh.connect import Dialer
 from sftpmount.ssh.transport import Connection
 from sftpmount.ssh.userauth import UserAuth
+from support.listener import Listener
 from support.process import program
 from support.sshd import Sshd, keygen, public_key
 
@@ -481,39 +482,23 @@ def test_an_agent_that_talks_nonsense_is_an_error(answer: bytes, tmp_path: Path)
         thread.join()
 
 
-class SoftwareAgent:
+def software_agent(path: Path, blob: bytes, sign: Callable[[bytes, int], bytes]) -> Listener:
     """An ssh-agent on ``path`` that holds one key; ``sign`` gets data and flags and returns the signature on the wire."""
 
-    def __init__(self, path: Path, blob: bytes, sign: Callable[[bytes, int], bytes]) -> None:
-        self._blob, self._sign = blob, sign
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._thread = threading.Thread(target=self._serve)
+    def serve(peer: socket.socket) -> None:
+        with peer, peer.makefile("rb") as stream:
+            while head := stream.read(4):
+                reader = keys.Reader(stream.read(int.from_bytes(head, "big")))
+                answer = b"\x0c\0\0\0\1" + keys.string(blob) + keys.string(b"token")
+                if reader.take(1) == b"\x0d":
+                    assert reader.string() == blob
+                    answer = b"\x0e" + keys.string(sign(reader.string(), reader.u32()))
+                peer.sendall(keys.string(answer))
 
-    def __enter__(self) -> SoftwareAgent:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                peer, _ = self._listener.accept()
-            except OSError:
-                return
-            with peer, peer.makefile("rb") as stream:
-                while head := stream.read(4):
-                    reader = keys.Reader(stream.read(int.from_bytes(head, "big")))
-                    answer = b"\x0c\0\0\0\1" + keys.string(self._blob) + keys.string(b"token")
-                    if reader.take(1) == b"\x0d":
-                        assert reader.string() == self._blob
-                        answer = b"\x0e" + keys.string(self._sign(reader.string(), reader.u32()))
-                    peer.sendall(keys.string(answer))
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))
+    sock.listen()
+    return Listener(serve, sock)
 
 
 def test_a_security_key_in_the_agent_and_what_is_said_of_a_reconnect(
@@ -533,7 +518,7 @@ def test_a_security_key_in_the_agent_and_what_is_said_of_a_reconnect(
     line = f"{name.decode()} {base64.b64encode(blob).decode()}\n"
     (own_sshd.dir / "authorized_keys").write_text(line)
     (tmp_path / "token.pub").write_text(line)
-    with SoftwareAgent(tmp_path / "agent", blob, sign):
+    with software_agent(tmp_path / "agent", blob, sign):
         for identities in ([], [tmp_path / "token.pub"]):
             login = Login(own_sshd, home, str(tmp_path / "agent"))
             dialer = login.dialer(*identities)
@@ -551,7 +536,7 @@ def test_an_agent_that_signs_with_sha_1_is_not_used(
     path = made_keys(tmp_path / "key", "rsa")
     allow(own_sshd, path)
     blob = keys.decode_public(Path(f"{path}.pub").read_bytes())[0]
-    with SoftwareAgent(
+    with software_agent(
         tmp_path / "agent", blob, lambda data, flags: keys.string(b"ssh-rsa") + keys.string(b"?")
     ):
         with pytest.raises(AuthenticationError, match="the agent cannot sign with rsa-sha2-512"):
@@ -620,33 +605,24 @@ class Custom:
         self.on_start: Callable[[paramiko.Transport], None] = lambda transport: None
         self._host_key = paramiko.Ed25519Key.from_private_key_file(str(keygen(tmp_path / "host", "ed25519")))
         self._transports: List[paramiko.Transport] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
+        self._listener = Listener(self._serve)
+        self.port = self._listener.port
         self.known_hosts = tmp_path / "known_custom"
         self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {public_key(tmp_path / 'host')}\n")
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            transport = paramiko.Transport(sock)
-            transport.add_server_key(self._host_key)
-            self._transports.append(transport)
-            self.servers.append(Server(self.steps, self.answers))
-            self.on_start(transport)
-            transport.start_server(server=self.servers[-1], event=threading.Event())
+    def _serve(self, sock: socket.socket) -> None:
+        transport = paramiko.Transport(sock)
+        transport.add_server_key(self._host_key)
+        self._transports.append(transport)
+        self.servers.append(Server(self.steps, self.answers))
+        self.on_start(transport)
+        transport.start_server(server=self.servers[-1], event=threading.Event())
 
     def __enter__(self) -> Custom:
         return self
 
     def __exit__(self, *details: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join()
         for transport in self._transports:
             transport.close()
 

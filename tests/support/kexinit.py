@@ -12,7 +12,9 @@ import socket
 import struct
 import threading
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Tuple
+from typing import Dict, List, Tuple
+
+from support.listener import Listener
 
 _MSG_KEXINIT = 20
 _COOKIE_BYTES = 16
@@ -90,25 +92,20 @@ class ManInTheMiddle:
 
     def __enter__(self) -> ManInTheMiddle:
         self._sockets: List[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        _in_thread(self._serve)
+        self._listener = Listener(self._serve)
+        self.port = self._listener.port
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in (self._listener, *self._sockets):
+        self._listener.close()
+        for each in self._sockets:
             _hang_up(each)
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(("127.0.0.1", self.target_port))
-            self._sockets += [client, server]
-            _in_thread(lambda client=client, server=server: self._relay("client", client, server))  # type: ignore[misc]
-            _in_thread(lambda client=client, server=server: self._relay("server", server, client))  # type: ignore[misc]
+    def _serve(self, client: socket.socket) -> None:
+        server = socket.create_connection(("127.0.0.1", self.target_port))
+        self._sockets += [client, server]
+        for relayed in (("client", client, server), ("server", server, client)):
+            threading.Thread(target=self._relay, args=relayed, daemon=True).start()
 
     def _relay(self, side: str, source: socket.socket, target: socket.socket) -> None:
         try:
@@ -151,10 +148,6 @@ def read_server_kexinit(port: int) -> KexInit:
 def _packet(payload: bytes) -> bytes:
     padding = 4 + -(5 + len(payload) + 4) % 8
     return struct.pack(">IB", 1 + len(payload) + padding, padding) + payload + bytes(padding)
-
-
-def _in_thread(work: Callable[[], None]) -> None:
-    threading.Thread(target=work, daemon=True).start()
 
 
 def _hang_up(sock: socket.socket) -> None:

@@ -7,14 +7,10 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
-
-# For sh, in a mount namespace of its own. root's alone can be dropped; others' stay until the namespace ends.
-DROP_COPIES = """# Copies of mounts that others have here would keep those from ending.
-awk '/ - fuse[.]/ { print $5 }' /proc/self/mountinfo | while read -r copy; do umount -l -i "$copy"; done
-"""
+from typing import Any, Callable, Dict, List, Optional
 
 
 class Missing(RuntimeError):
@@ -104,6 +100,18 @@ def send_signal(pids: List[int], number: signal.Signals) -> None:
             os.kill(pid, number)
         except ProcessLookupError:
             pass
+
+
+def end_with_input(process: subprocess.Popen[Any], timeout_s: float = 10.0) -> None:
+    """End a process that lives until its input ends, and kill it when that takes longer. Its input and output are pipes."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.close()
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
 
 
 def rss_bytes(pid: int) -> int:

@@ -31,7 +31,7 @@ import termios
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple
 
-from support.process import free_port
+from support.process import end_with_input, free_port
 
 DIRECTIONS = ("up", "down")
 
@@ -74,14 +74,7 @@ class Relay:
 
     def close(self) -> None:
         """End the relay; its connections are reset."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout=5.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+        end_with_input(self._process)
 
     def set_line(
         self, *, rtt_ms: float = 0.0, up_bps: Optional[float] = None, down_bps: Optional[float] = None

@@ -11,11 +11,12 @@ import os
 import pwd
 import socket
 import subprocess
-import threading
 from pathlib import Path
 from typing import List, Optional
 
-from support.process import DROP_COPIES, program, sftp_server_program
+from support.listener import Listener
+from support.namespace import DROP_COPIES
+from support.process import program, sftp_server_program
 from support.server_files import ServerFiles
 
 
@@ -52,34 +53,27 @@ class TinySshd(ServerFiles):
             *[str(self.dir / "top"), f"/{top}"],
             *[program("tinysshd", "tinysshd"), "-v", "-x", f"sftp={sftp_server_program()}", str(keys)],
         ]
-        self._listener: Optional[socket.socket] = None
+        self._listener: Optional[Listener] = None
         self._processes: List[subprocess.Popen[bytes]] = []
 
     def public_host_keys(self) -> List[str]:
         return [self._public]
 
     def __enter__(self) -> TinySshd:
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
+        self._listener = Listener(self._serve, socket.create_server(("127.0.0.1", self.port)))
         self.trust(self.port)
         return self
 
-    def _serve(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection, self.log.open("ab") as log:
-                self._processes.append(
-                    subprocess.Popen(
-                        self._command, stdin=connection.fileno(), stdout=connection.fileno(), stderr=log
-                    )
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, self.log.open("ab") as log:
+            self._processes.append(
+                subprocess.Popen(
+                    self._command, stdin=connection.fileno(), stdout=connection.fileno(), stderr=log
                 )
+            )
 
     def __exit__(self, *_: object) -> None:
         if self._listener is not None:
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
             self._listener.close()
         for process in self._processes:
             process.terminate()

@@ -9,22 +9,20 @@ import json
 import os
 import pwd
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Dict, List, Optional, Union
 
 from support.mount import CHECKOUT
-from support.process import DROP_COPIES, Missing, is_running, program, wait_until
+from support.namespace import DROP_COPIES, Namespace
+from support.process import is_running, wait_until
 from support.sshd import Server
 
 WAIT_S = 30.0
 INSTALL = CHECKOUT / "contrib" / "install"
 
-# Lives until its stdin ends, and says when all is in place.
 _SETUP = """
-set -e
 mount -t tmpfs -o mode=0755 tmpfs {stage}
 mkdir -p {stage}/upper/ssh {stage}/work
 touch {stage}/upper/fstab {stage}/upper/ssh/ssh_config {stage}/upper/ssh/known
@@ -32,8 +30,6 @@ mount -t overlay -o lowerdir={root}/sbin:/usr/sbin overlay /usr/sbin
 mount -t overlay -o lowerdir={root}/usr/local:/usr/local overlay /usr/local
 mount -t overlay -o lowerdir=/etc,upperdir={stage}/upper,workdir={stage}/work overlay /etc
 {for_others}
-echo ready
-exec cat
 """
 # For other users: the interpreter, where it lies in a directory that is closed to them, shown through an open one.
 _OPEN = """
@@ -64,33 +60,19 @@ class Scratch:
         stage = tmp_path / "stage"
         stage.mkdir()
         is_root = os.geteuid() == 0
-        self._enter = [] if is_root else ["--user", "--preserve-credentials"]
         names = {"stage": shlex.quote(str(stage)), "root": shlex.quote(str(self.root))}
         for_others = [_FUSE_FOR_ALL.format(**names)]
         for number, closed in enumerate(_closed_above(sys.executable, sys.base_prefix, CHECKOUT)):
             for_others.append(_OPEN.format(number=number, closed=shlex.quote(str(closed)), **names))
         script = DROP_COPIES + _SETUP.format(for_others="".join(for_others) if is_root else "", **names)
-        unshare = [
-            program("unshare", "util-linux"),
-            "--mount",
-            *([] if is_root else ["--user", "--map-root-user"]),
-        ]
-        self._holder = subprocess.Popen(
-            [*unshare, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._holder.stdout is not None
-        if self._holder.stdout.readline() != "ready\n":
-            self._end()
-            raise Missing(
-                "These tests need root, or user namespaces: sysctl kernel.unprivileged_userns_clone=1."
-            )
+        self._namespace = Namespace(script)
 
     def __enter__(self) -> Scratch:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.unmount_all()
-        self._end()
+        self._namespace.close()
 
     def unmount_all(self) -> None:
         """Take every mount of sftpmount away and wait for the end of its process."""
@@ -120,8 +102,7 @@ class Scratch:
             if user
             else []
         )
-        nsenter = [program("nsenter", "util-linux"), f"--target={self._holder.pid}", "--mount", *self._enter]
-        return [*nsenter, *as_user, *words]
+        return self._namespace.entering(*as_user, *words)
 
     def fstab(self, *lines: str) -> None:
         """Let /etc/fstab be these lines."""
@@ -145,7 +126,7 @@ class Scratch:
 
     def mount_pids(self) -> List[int]:
         """The processes in the namespace that are mounts."""
-        own = os.readlink(f"/proc/{self._holder.pid}/ns/mnt")
+        own = os.readlink(f"/proc/{self._namespace.pid}/ns/mnt")
         return [
             int(entry)
             for entry in os.listdir("/proc")
@@ -153,17 +134,7 @@ class Scratch:
         ]
 
     def _inside(self, path: str) -> Path:
-        return Path(f"/proc/{self._holder.pid}/root{path}")
-
-    def _end(self) -> None:
-        assert self._holder.stdin is not None and self._holder.stdout is not None
-        self._holder.stdin.close()
-        try:
-            self._holder.wait(timeout=10.0)
-        except subprocess.TimeoutExpired:
-            self._holder.send_signal(signal.SIGKILL)
-            self._holder.wait()
-        self._holder.stdout.close()
+        return Path(f"{self._namespace.root}{path}")
 
 
 def write_command(path: Path) -> Path:

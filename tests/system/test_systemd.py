@@ -47,7 +47,7 @@ def test_the_units_are_found_good(scratch: Scratch, tmp_path: Path) -> None:
 
 def test_what_systemd_makes_of_a_line_of_fstab(scratch: Scratch, tmp_path: Path) -> None:
     scratch.fstab(
-        "backup@nas:/srv /mnt/backup fuse.sftpmount noauto,x-systemd.automount,_netdev,IdentityFile=/root/k 0 0"
+        "backup@nas:/srv /mnt/backup fuse.sftpmount noauto,x-systemd.automount,_netdev,IdentityFile=/etc/sftpmount/key 0 0"
     )
     done = scratch.run(GENERATOR, *[str(tmp_path)] * 3)
     assert done.returncode == 0, words_of(done)
