@@ -465,6 +465,7 @@ def test_a_mount_of_somebody_else(mount: Mount, tmp_path: Path, monkeypatch: pyt
         client.find(str(mount.path), [str(tmp_path / "sftpmount")])
 
 
+ANOTHER_USER = {"error": "this mount belongs to another user"}
 ASK_AS_NOBODY = """
 import os, socket, sys
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
@@ -475,26 +476,6 @@ try:
 except PermissionError as error:
     print(error.strerror)
 """
-
-
-@pytest.mark.skipif(not is_root(), reason="only root can act as another user")
-def test_another_user_is_not_answered(sshd: Sshd, make_mount: Callable[..., Mount]) -> None:
-    # A short path that others may enter, unlike pytest's.
-    place = Path(in_another_process("import tempfile; print(tempfile.mkdtemp(prefix='sftpmount'))"))
-    place.chmod(0o755)
-    try:
-        mount = make_mount(sshd, env={"XDG_RUNTIME_DIR": str(place)})
-        (path,) = (place / "sftpmount").iterdir()
-        assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
-        assert in_another_process(ASK_AS_NOBODY, path) == "Permission denied"
-        path.parent.chmod(0o755)
-        path.chmod(0o666)
-        assert json.loads(in_another_process(ASK_AS_NOBODY, path)) == {
-            "error": "this mount belongs to another user"
-        }
-        mount.unmount()
-    finally:
-        subprocess.run(["rm", "-r", place], check=True)
 
 
 # -- the socket -------------------------------------------------------------------------------------------------------------------
@@ -543,6 +524,32 @@ def connected(place: Path) -> Iterator[socket.socket]:
             yield asker
     finally:
         os.close(descriptor)
+
+
+def test_only_the_owner_may_enter(sshd: Sshd, make_mount: Callable[..., Mount]) -> None:
+    # A short path that others may enter, unlike pytest's.
+    place = Path(in_another_process("import tempfile; print(tempfile.mkdtemp(prefix='sftpmount'))"))
+    place.chmod(0o755)
+    try:
+        mount = make_mount(sshd, env={"XDG_RUNTIME_DIR": str(place)})
+        (path,) = (place / "sftpmount").iterdir()
+        assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
+        if is_root():  # and can be somebody else
+            assert in_another_process(ASK_AS_NOBODY, path) == "Permission denied"
+            path.parent.chmod(0o755)
+            path.chmod(0o666)
+            assert json.loads(in_another_process(ASK_AS_NOBODY, path)) == ANOTHER_USER
+        mount.unmount()
+    finally:
+        subprocess.run(["rm", "-r", place], check=True)
+
+
+@pytest.mark.usefixtures("listening")
+def test_another_user_is_not_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who got in all the same."""
+    monkeypatch.setattr(server, "peer_of", lambda connection: (1, os.geteuid() + 1, 0))
+    with connected(tmp_path / "s") as asker:
+        assert json.loads(asker.makefile("rb").readline()) == ANOTHER_USER
 
 
 @pytest.mark.usefixtures("listening")
