@@ -1,10 +1,13 @@
-"""Memory stays bounded whatever the size of the file, and open-write-close cycles leave nothing behind."""
+"""Memory stays bounded whatever the size and the number of files, and open-write-close cycles leave nothing behind."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import tarfile
+import time
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Tuple
 
 import pytest
 
@@ -70,6 +73,71 @@ class TestMemory:
     @pytest.mark.timeout(900)
     def test_4_gib(self, sshd: Sshd, make_mount: Callable[..., Mount], tmp_path: Path) -> None:
         write_and_read_back(sshd, make_mount, sshd.tree / f"limits-{tmp_path.name}", 4096 * MIB)
+
+
+DIRECTORIES, FILES_EACH = 100, 1000
+
+
+def tree_names() -> Iterator[Tuple[str, bytes]]:
+    """100,000 files of one tree, and what is in each."""
+    for directory in range(DIRECTORIES):
+        for count in range(FILES_EACH):
+            yield f"{directory}/file-{count}", b"%d of %d" % (count, directory)
+
+
+def make_tree(top: Path) -> None:
+    for directory in range(DIRECTORIES):
+        (top / str(directory)).mkdir(parents=True)
+    for name, content in tree_names():
+        (top / name).write_bytes(content)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+class TestManyFiles:
+    """100,000 files in one tree, each step on a mount of its own. Names have a limit too: what is kept of them is in the peak."""
+
+    def check(
+        self, make_mount: Callable[..., Mount], sshd: Sshd, served: Path, step: Callable[[Path], object]
+    ) -> None:
+        mount = make_mount(sshd, directory=str(served))
+        began = time.monotonic()
+        step(mount.path)
+        seconds, peak = time.monotonic() - began, peak_resident_bytes(mount.pid)
+        print(f"{step.__name__}: {peak // MIB} MiB, {seconds:.0f} s")
+        assert peak < RESIDENT_BYTES_MAX
+        assert mount.unmount() == 0
+
+    def test_listed_and_read(self, sshd: Sshd, make_mount: Callable[..., Mount], tmp_path: Path) -> None:
+        served = sshd.tree / f"many-{tmp_path.name}"
+        make_tree(served)
+
+        def listed(top: Path) -> None:
+            found = subprocess.run(
+                ["find", top, "-type", "f", "-size", "1"], check=True, capture_output=True
+            ).stdout
+            assert len(found.splitlines()) == DIRECTORIES * FILES_EACH
+
+        def read(top: Path) -> None:
+            archive = subprocess.Popen(["tar", "-cf", "-", "-C", top, "."], stdout=subprocess.PIPE)
+            assert archive.stdout is not None
+            wanted = dict(tree_names())
+            with tarfile.open(fileobj=archive.stdout, mode="r|") as members:
+                for member in members:
+                    if member.isfile():
+                        content = members.extractfile(member)
+                        assert content is not None and content.read() == wanted.pop(member.name[2:])
+            assert archive.wait() == 0 and not wanted
+
+        self.check(make_mount, sshd, served, listed)
+        self.check(make_mount, sshd, served, read)
+
+    def test_written(self, sshd: Sshd, make_mount: Callable[..., Mount], tmp_path: Path) -> None:
+        served = sshd.tree / f"many-{tmp_path.name}"
+        served.mkdir()
+        self.check(make_mount, sshd, served, make_tree)
+        for name, content in tree_names():
+            assert (served / name).read_bytes() == content, name
 
 
 def write_in_turn(mount: Mount, count: int) -> None:
