@@ -903,12 +903,8 @@ class TestNames:
         for name in names:
             (here.served / "many" / name).touch()
         assert set(os.listdir(here.path / "many")) == names
-        with os.scandir(here.path / "many") as entries:
-            assert sum(entry.stat().st_size == 0 for entry in entries) == 20_000
-        lines = subprocess.run(
-            ["ls", "-l", here.path / "many"], check=True, capture_output=True
-        ).stdout.splitlines()
-        assert len(lines) == 20_001
+        for name in sorted(names)[::20]:
+            assert (here.path / "many" / name).stat().st_size == 0
         (here.path / "many" / "one more").write_bytes(b"")
         os.unlink(here.path / "many" / min(names))
         assert set(os.listdir(here.path / "many")) == (names | {"one more"}) - {min(names)}
