@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from typing import Callable, Dict, List
+from typing import List
 
 import pytest
 
 from fs.conftest import START_S, Clock
 from fs.test_filesystem import CUTS, WAIT_S, Mount, get, noise, put, refused
+from fs.test_listings import ORDERS
 from fs.test_owed import make
 from sftp.fake_server import FakeServer, Fault, Request, string
 from sftpmount.cache.blocks import BLOCK_BYTES
@@ -50,13 +51,6 @@ def begin(fs: Filesystem, paths: List[bytes]) -> None:
 
 def times_asked(server: FakeServer, path: bytes, name: str = "OPEN") -> int:
     return sum(1 for request in server.log if request.name == name and request.path == b"/home" + path)
-
-
-ORDERS: Dict[str, Callable[[Filesystem, List[bytes]], List[bytes]]] = {
-    "as listed": lambda fs, paths: paths,
-    "by inode": lambda fs, paths: sorted(paths, key=lambda path: fs.getattr(path).ino),
-    "by name": lambda fs, paths: sorted(paths),
-}
 
 
 class TestAhead:

@@ -12,7 +12,7 @@ import pytest
 
 from fs.conftest import Clock
 from fs.test_filesystem import WAIT_S, Mount, names, refused
-from fs.test_owed import make
+from fs.test_owed import create, make
 from sftp.fake_server import FakeServer, Fault, Request
 from sftpmount.fs import order
 from sftpmount.fs.filesystem import Filesystem
@@ -134,7 +134,7 @@ class TestAhead:
         walk.start()
         assert fault.fired.wait(WAIT_S)
         server.make(b"/home" + dirs[2] + b"/theirs")
-        making = threading.Thread(target=lambda: make(fs, dirs[2] + b"/ours"), daemon=True)
+        making = threading.Thread(target=lambda: create(fs, dirs[2] + b"/ours"), daemon=True)
         making.start()
         wait_until(lambda: server.has(b"/home" + dirs[2] + b"/ours"), WAIT_S, "our lock")
         making.join(WAIT_S)

@@ -26,11 +26,16 @@ DATA = b"0123456789"
 Act = Callable[[Filesystem], object]
 
 
-def make(fs: Filesystem, path: bytes, data: bytes = DATA) -> None:
+def create(fs: Filesystem, path: bytes, data: bytes = DATA) -> None:
     handle = fs.create(path, NEW, 0o600)
     fs.write(handle, data, 0)
     fs.flush(handle)
     fs.release(handle)
+
+
+def make(fs: Filesystem, path: bytes, data: bytes = DATA) -> None:
+    """``create``, and nothing of it is still on its way."""
+    create(fs, path, data)
     session = fs._remote.session()
     lanes = {session.meta, session.read_lane, session.write_lane}
     wait_until(
@@ -59,6 +64,19 @@ def order(server: FakeServer, *requests: str) -> List[str]:
 def sent(server: FakeServer) -> bool:
     """True where a request waits behind the one that the server is busy with."""
     return any(not channel.inbox.empty() for channel in server.connections[-1].channels)
+
+
+def time_comes_meanwhile(
+    server: FakeServer, clock: Clock, request: str, later: Later, act: Callable[[], object]
+) -> None:
+    """``act``; the time of what is owed comes while the server is busy with its ``request``."""
+    fault = server.arm(Fault("hold", named(request)))
+    acting = later(act)
+    assert fault.fired.wait(WAIT_S)
+    clock.s += OWED_S
+    wait_until(lambda: sent(server), WAIT_S, "the others' attributes")
+    fault.release()
+    acting.join(WAIT_S)
 
 
 @pytest.fixture
@@ -225,13 +243,7 @@ class TestWithRename:
         for path, mtime in [(b"/f", 111), (b"/new", 222), (b"/last", 333)]:
             make(fs, path)
             owe(fs, path, mtime)
-        fault = server.arm(Fault("hold", named("posix-rename")))
-        renaming = later(lambda: fs.rename(b"/new", b"/f"))
-        assert fault.fired.wait(WAIT_S)
-        clock.s += OWED_S
-        wait_until(lambda: sent(server), WAIT_S, "the last of them")
-        fault.release()
-        renaming.join(WAIT_S)
+        time_comes_meanwhile(server, clock, "posix-rename", later, lambda: fs.rename(b"/new", b"/f"))
         assert fs.drain() == []
         assert server.at(b"/home/f").mtime == 222
         assert server.at(b"/home/last").mtime == 333
@@ -389,13 +401,7 @@ class TestRemoved:
         owe(fs, b"/f")
         make(fs, b"/last")
         owe(fs, b"/last")
-        fault = server.arm(Fault("hold", named(request_name)))
-        removing = later(lambda: remove(b"/f"))
-        assert fault.fired.wait(WAIT_S)
-        clock.s += OWED_S
-        wait_until(lambda: sent(server), WAIT_S, "the other")
-        fault.release()
-        removing.join(WAIT_S)
+        time_comes_meanwhile(server, clock, request_name, later, lambda: remove(b"/f"))
         assert fs.drain() == []
 
     def test_a_file_that_libfuse_hides(self, server: FakeServer, fs: Filesystem) -> None:
