@@ -115,3 +115,11 @@ class RLock:
 
     def __exit__(self, *exc_info: object) -> None:
         self._lock.release()
+
+    def try_enter(self) -> bool:
+        """Enter where that needs no waiting, to ``leave`` later; else False."""
+        return self._lock.acquire(blocking=False)
+
+    def leave(self) -> None:
+        """The other half of ``try_enter``."""
+        self._lock.release()

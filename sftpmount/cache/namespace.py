@@ -71,8 +71,16 @@ class Node:
         self.ours = False  # made by this mount, and seen as such since
         self.owed: Optional[Attrs] = None  # changes that the server is not told of yet
         self.pins = 0  # open handles: a pinned node is never forgotten
-        self.file: Any = None  # cache.blocks.FileCache, made at the first open
+        self.file: Any = (
+            None  # cache.blocks.FileCache, from the first open until many others were opened after the last
+        )
         self.operation = waiting.RLock()
+
+    @property
+    def is_being_written(self) -> bool:
+        """True while it is open and our size and times are right, the server's not yet."""
+        file = self.file  # may go meanwhile, see fs.files
+        return bool(self.pins and file is not None and file.authoritative)
 
     @property
     def mode(self) -> int:
@@ -184,7 +192,7 @@ class Namespace:
             return None
         node = parent.children.get(name)
         if node is not None:
-            if node.owed is not None or (node.pins and node.file is not None and node.file.authoritative):
+            if node.owed is not None or node.is_being_written:
                 return node
             return node if node.attrs_until > now and node.is_told else None
         if parent.complete_until > now or parent.absent.get(name, 0.0) > now:
@@ -529,7 +537,7 @@ class Namespace:
                 node.target = None
                 if node.is_dir and node is not self.root:
                     node.is_incomplete()
-                elif not (node.pins and node.file is not None and node.file.authoritative):
+                elif not node.is_being_written:
                     node.ours = False  # another client has written it, or put another in its place
             node.attrs = attrs if attrs.mode else attrs._replace(mode=node.attrs.mode)
             node.attrs_until = until if attrs.mode else 0.0

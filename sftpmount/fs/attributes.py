@@ -85,9 +85,10 @@ class Attributes:
         if stat.S_IMODE(node.mode) == stat.S_IMODE(mode) and self._ns.is_ours(node):
             return node
         self._set_attrs(path, node, Attrs(mode=stat.S_IMODE(mode)))
-        if node.file is not None:
-            with node.file.lock:
-                for handle in node.file.handles:
+        file: Optional[FileCache] = node.file
+        if file is not None:
+            with file.lock:
+                for handle in file.handles:
                     handle.remote.mode = stat.S_IMODE(mode)
         return node
 
@@ -119,7 +120,8 @@ class Attributes:
             return node
         if atime is None or mtime is None:
             known = node.attrs
-            if known.mtime is None or (node.file is not None and node.file.authoritative):
+            file: Optional[FileCache] = node.file
+            if known.mtime is None or (file is not None and file.authoritative):
                 self._files.store(node)
                 known = self._remote.lstat(self._far_path(path))
             atime = known.atime if atime is None else atime

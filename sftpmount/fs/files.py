@@ -10,6 +10,7 @@ import errno
 import itertools
 import logging
 import threading
+from collections import OrderedDict
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 from ..cache.blocks import CleanBlocks, FileCache
@@ -30,12 +31,15 @@ log = logging.getLogger(__name__)
 # Two seconds: SFTP v3 times are whole seconds, so what was written within the second of a look cannot be told from it.
 RACY_S = 2
 REOPEN_LOOKS_MAX = 3
+# What is known of a file that nobody has open takes five kilobytes, however small the file is.
+IDLE_FILES_MAX = 8192
 
 
 @contextlib.contextmanager
 def held_still(nodes: Iterable[Node]) -> Iterator[None]:
     """While names of these files change: none of their handles is opened again by a name that is not its own any more."""
-    remotes = {handle.remote for node in nodes if node.file is not None for handle in list(node.file.handles)}
+    files = [node.file for node in nodes]
+    remotes = {handle.remote for file in files if file is not None for handle in list(file.handles)}
     with contextlib.ExitStack() as stack:
         for remote in sorted(remotes, key=id):
             stack.enter_context(remote.reopening)
@@ -72,6 +76,7 @@ class Files:
         self._file_ids = itertools.count(1)
         self._releasing = threading.Lock()  # guards _release_threads
         self._release_threads: List[threading.Thread] = []
+        self._idle: OrderedDict[Node, None] = OrderedDict()  # closed last comes last; guarded by _releasing
         self._not_stored: List[str] = []  # "path: reason" of what nobody could be told about
         remote.on_lost = self._writeback.lost
 
@@ -116,53 +121,57 @@ class Files:
 
     def changed_size(self, node: Node, size: int, losses: int) -> None:
         """The server has truncated it; ``losses`` is what it was before it was asked to."""
-        if node.file is not None:
+        file: Optional[FileCache] = node.file
+        if file is not None:
             can_commit = self._remote.has(FSYNC)
-            with node.file.lock:
-                node.file.truncate(size)
-                if not can_commit or not node.file.writers:
-                    node.file.forget_cut()
-                node.file.is_now(None)
-                node.file.sends += 1
+            with file.lock:
+                file.truncate(size)
+                if not can_commit or not file.writers:
+                    file.forget_cut()
+                file.is_now(None)
+                file.sends += 1
                 # An open that truncates is told of a time that may be forgotten with it.
-                node.file.times_set = True
-                node.file.mtime = None
+                file.times_set = True
+                file.mtime = None
                 # A loss from here on makes the cut again, one before did not.
-                self._writeback.account(node.file)
+                self._writeback.account(file)
                 if self.losses != losses:
-                    node.file.recut = node.file.cut_to is not None
+                    file.recut = file.cut_to is not None
         self._ns.set_attrs(node, Attrs(size=size, mtime=int(self._wall())))
-        if node.file is None or not node.file.writers:
+        if file is None or not file.writers:
             self._ns.distrust(node)  # the mtime is the server's to tell
 
     def times_will_be_set(self, node: Node) -> None:
         """From now on, until it is flushed again, the server's mtime may be another than the one we know."""
         node.times_set = True
-        if node.file is not None:
-            with node.file.lock:
-                node.file.times_set = True
-                node.file.sends += 1
+        file: Optional[FileCache] = node.file
+        if file is not None:
+            with file.lock:
+                file.times_set = True
+                file.sends += 1
 
     def times_are_set(self, node: Node, mtime: Optional[int]) -> None:
         """The file has this mtime now."""
-        if node.file is not None:
-            with node.file.lock:
-                node.file.times_set = True  # a flush between may have been told of the old ones
-                node.file.sends += 1
-                if node.file.validator is not None:
-                    node.file.is_now((node.file.validator[0], mtime))
+        file: Optional[FileCache] = node.file
+        if file is not None:
+            with file.lock:
+                file.times_set = True  # a flush between may have been told of the old ones
+                file.sends += 1
+                if file.validator is not None:
+                    file.is_now((file.validator[0], mtime))
 
     def store(self, node: Node, *, commit: Optional[bool] = None) -> None:
         """Send what is unsent of a node, and wait for it; with ``commit``, by default as close would, commit it.
 
         What is committed is never sent again, so the attributes that are set next stay as they are set.
         """
-        if node.file is not None and node.file.unsafe:
-            self._flush_node(node, commit=self._commit_on_close if commit is None else commit)
+        file: Optional[FileCache] = node.file
+        if file is not None and file.unsafe:
+            self._flush_node(node, file, commit=self._commit_on_close if commit is None else commit)
 
-    def _flush_node(self, node: Node, *, commit: bool) -> bool:
+    def _flush_node(self, node: Node, file: FileCache, *, commit: bool) -> bool:
         """Flush, and show what the server says of the file then; False where there was nothing to do."""
-        attrs = self._writeback.flush(node.file, commit=commit)
+        attrs = self._writeback.flush(file, commit=commit)
         if attrs is not None:
             self._ns.set_attrs(node, Attrs(size=attrs.size, mtime=attrs.mtime))
         return attrs is not None
@@ -208,6 +217,8 @@ class Files:
                     if data:
                         self._clean.put(file.file_id, 0, data)
                     file.ahead_s = asked_s
+            if not node.pins:
+                self._now_idle(node)
 
     def attach_unopened(
         self, node: Node, far_path: bytes, pflags: int, *, is_at_hand: bool = False
@@ -347,7 +358,7 @@ class Files:
         node, file = handle.node, handle.file
         with node.operation:
             try:
-                has_flushed = self._flush_node(node, commit=commit)
+                has_flushed = self._flush_node(node, file, commit=commit)
             except FsError:
                 handle.owed = None  # told by this
                 self._ns.distrust(node)
@@ -372,7 +383,7 @@ class Files:
         node = handle.node
         try:
             # Also where others have it open: two that go at once would each leave it to the other.
-            self._flush_node(node, commit=True)
+            self._flush_node(node, handle.file, commit=True)
         except FsError as error:
             path = self._ns.path_of(node)
             if path is not None:  # what was removed meanwhile is no loss
@@ -401,6 +412,38 @@ class Files:
                 with file.lock:
                     file.distrust()  # nobody can ask for its bytes again
             self._removed.released(node)
+            self._now_idle(node)
+
+    def _now_idle(self, node: Node) -> None:
+        """Nobody has it open: what is known of it may go once it is known of many such."""
+        with self._releasing:
+            self._idle[node] = None
+            self._idle.move_to_end(node)
+            if len(self._idle) <= IDLE_FILES_MAX:
+                return
+            oldest, _ = self._idle.popitem(last=False)
+        if not self._forget(oldest):
+            with self._releasing:
+                self._idle[oldest] = None
+
+    @staticmethod
+    def _forget(node: Node) -> bool:
+        """Know no more of its bytes than at the start; False where another operation on it is under way."""
+        if not node.operation.try_enter():
+            return False
+        try:
+            file: Optional[FileCache] = node.file
+            if file is None or node.pins:  # its release comes here again
+                return True
+            with file.lock:
+                if file.handles or file.unsafe or file.failure is not None or file.fetches or file.commits:
+                    return False
+                file.distrust()
+                node.times_set = node.times_set or file.times_set
+                node.file = None
+            return True
+        finally:
+            node.operation.leave()
 
     @property
     def acknowledged_bytes(self) -> int:

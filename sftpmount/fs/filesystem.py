@@ -18,6 +18,7 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar
 
 from .. import waiting
+from ..cache.blocks import FileCache
 from ..cache.namespace import Absent, Namespace, Node, split
 from ..errors import ConnectionLost, FsError, RemoteDirectoryError
 from ..sftp import wire
@@ -356,9 +357,10 @@ class Filesystem:
                 self._rename_open(node)
         if node is not None:
             self._ns.distrust(node)  # its link count has changed, if it has others
-            if not node.pins and not node.links and node.file is not None:
-                with node.file.lock:
-                    node.file.distrust()
+            file: Optional[FileCache] = node.file
+            if not node.pins and not node.links and file is not None:
+                with file.lock:
+                    file.distrust()
         return node
 
     def rmdir(self, path: bytes) -> None:
@@ -418,20 +420,22 @@ class Filesystem:
             self._removed.rename_ends(new)
         if replaced is not None:
             self._rename_open(replaced)
-            if replaced.file is not None and not replaced.links:
-                with replaced.file.lock:
-                    replaced.file.distrust()
+            file: Optional[FileCache] = replaced.file
+            if file is not None and not replaced.links:
+                with file.lock:
+                    file.distrust()
         self._removed.directory_renamed(old, new)
         for node in self._ns.open_nodes(new):
             self._rename_open(node)
 
     def _rename_open(self, node: Node) -> None:
         """Its handles are opened again, after a reconnect, by a name that it has, and never by one that it had."""
-        if node.file is not None:
+        file: Optional[FileCache] = node.file
+        if file is not None:
             path = self._ns.path_of(node)
             far = self._removed.place(node) if path is None else self._far_path(path)
-            with node.file.lock:
-                for handle in node.file.handles:
+            with file.lock:
+                for handle in file.handles:
                     handle.remote.path = far
 
     def link(self, old: bytes, new: bytes) -> Node:

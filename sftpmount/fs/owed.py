@@ -60,7 +60,8 @@ class OwedAttrs:
     def take(self, node: Node, attrs: Attrs) -> bool:
         """Owe this change of mode or times from now on; False where it must be made at once. For who holds ``node.operation``."""
         # A handle on the server would be told of the old times, and take the file for another's.
-        is_open = node.file is not None and any(not handle.unopened for handle in list(node.file.handles))
+        file = node.file
+        is_open = file is not None and any(not handle.unopened for handle in list(file.handles))
         if not self._ns.is_ours(node) or is_open or not self._remote.connected or not may_wait(node, attrs):
             return False
         self._ns.owe(node, attrs)

@@ -126,9 +126,10 @@ class RemovedFiles:
                 self._places[node] = place
         if place is not None and was_released:
             self._remove_from_server(place)
-        if place is None and not node.pins and not node.links and node.file is not None:
-            with node.file.lock:
-                node.file.distrust()  # nobody can ask for its bytes again
+        file = node.file
+        if place is None and not node.pins and not node.links and file is not None:
+            with file.lock:
+                file.distrust()  # nobody can ask for its bytes again
 
     def _is_being_released(self, node: Node) -> bool:
         """True where the last handle goes this moment: the kernel does not wait for a release, so an unlink overtakes it."""

@@ -69,6 +69,24 @@ def names(fs: Filesystem, path: bytes = b"/") -> List[bytes]:
     return sorted(name for name, _, _ in fs.readdir(path))
 
 
+class TestIdleFiles:
+    def test_little_is_known_of_many_that_are_closed(
+        self, fs: Filesystem, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sftpmount.fs.files.IDLE_FILES_MAX", 3)
+        paths = [b"/f%d" % number for number in range(8)]
+        for path in paths:
+            put(fs, path, path * 100)
+        opened = fs.open(paths[0], os.O_RDONLY)
+        for _ in range(2):
+            for path in paths:
+                assert get(fs, path) == path * 100
+        known = [path for path in paths if fs._ns.get(path).file is not None]  # type: ignore[union-attr]
+        assert known == [paths[0], *paths[-3:]]
+        assert read_all(fs, opened) == paths[0] * 100
+        fs.release(opened)
+
+
 class TestReadAndWrite:
     @pytest.mark.parametrize(
         "size", [0, 1, 4095, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES, 1_000_001]
