@@ -119,15 +119,15 @@ class TestManyFiles:
             assert len(found.splitlines()) == DIRECTORIES * FILES_EACH
 
         def read(top: Path) -> None:
-            archive = subprocess.Popen(["tar", "-cf", "-", "-C", top, "."], stdout=subprocess.PIPE)
-            assert archive.stdout is not None
             wanted = dict(tree_names())
-            with tarfile.open(fileobj=archive.stdout, mode="r|") as members:
-                for member in members:
-                    if member.isfile():
-                        content = members.extractfile(member)
-                        assert content is not None and content.read() == wanted.pop(member.name[2:])
-            assert archive.wait() == 0 and not wanted
+            with subprocess.Popen(["tar", "-cf", "-", "-C", top, "."], stdout=subprocess.PIPE) as archive:
+                assert archive.stdout is not None
+                with tarfile.open(fileobj=archive.stdout, mode="r|") as members:
+                    for member in members:
+                        if member.isfile():
+                            content = members.extractfile(member)
+                            assert content is not None and content.read() == wanted.pop(member.name[2:])
+            assert archive.returncode == 0 and not wanted
 
         self.check(make_mount, sshd, served, listed)
         self.check(make_mount, sshd, served, read)
