@@ -578,6 +578,7 @@ def test_a_socket_that_is_taken_away_is_made_again(tmp_path: Path) -> None:
     subprocess.run(["rm", "-r", tmp_path / "s"], check=True)
     wait_until(lambda: any((tmp_path / "s").glob("*.sock")), WAIT_S, "another socket")
     with connected(tmp_path / "s") as asker:
+        asker.sendall(b'{"request": "status"}\n')
         assert json.loads(asker.recv(1000))["state"] == {"mountpoint": "/mnt"}
 
 

@@ -29,10 +29,17 @@ _KEPT_THREADS_MAX = 64
 
 
 class Callers:
-    """The threads of one mount, and what they do. ``on_forced`` is called where it was unmounted by force while programs waited."""
+    """The threads of one mount, and what they do.
 
-    def __init__(self, on_forced: Callable[[], None]) -> None:
+    on_forced            called where it was unmounted by force while programs waited
+    interrupted_program  the process that this thread's operation is for, where the kernel says that a signal came for it
+    """
+
+    def __init__(
+        self, on_forced: Callable[[], None], interrupted_program: Callable[[], Optional[int]]
+    ) -> None:
         self._on_forced = on_forced
+        self._interrupted_program = interrupted_program
         self._is_forced = False
         # Operations that somebody waits for. Counted twice, since only next() is one step to all threads.
         self._begun, self._ended = itertools.count(), itertools.count()
@@ -87,7 +94,8 @@ class Callers:
         return is_over
 
     def _is_given_up(self) -> bool:
-        return self._is_forced or _is_being_ended()
+        pid = self._interrupted_program()
+        return self._is_forced or (pid is not None and _is_being_ended(pid))
 
     def _in_progress(self) -> int:
         # A count shows what it would give next. Ended first, so that what begins between the two only makes it more.
@@ -140,18 +148,14 @@ _ENDING_SIGNALS = sum(
 )
 
 
-def _is_being_ended() -> bool:
-    """True where the program that this thread's operation is for has a signal to end it.
+def _is_being_ended(pid: int) -> bool:
+    """True where a program has a signal to end it.
 
     The kernel also interrupts for signals that a program handles and goes on after: Go's runtime sends itself SIGURG all the
     time (golang/go issue 38836). To those EINTR from a file would be an error.
     """
-    import fuse  # where libfuse is missing, that is for fs/fuse.py to tell
-
-    if not fuse._libfuse.fuse_interrupted():
-        return False
     try:
-        with open(f"/proc/{fuse.fuse_get_context()[2]}/status", encoding="ascii", errors="replace") as file:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
             fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
         pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
         return bool(pending & _ENDING_SIGNALS & ~int(fields["SigIgn"], 16) & ~int(fields["SigBlk"], 16))

@@ -102,7 +102,7 @@ class _Adapter(_Base):  # type: ignore[misc]
     ) -> None:
         self._fs = filesystem
         self._on_ready = on_ready
-        self._callers = Callers(on_forced)
+        self._callers = Callers(on_forced, _interrupted_program)
         self._handles: Dict[int, Any] = {}
         self._numbers = itertools.count(1)
         # What the kernel was last told: node id -> (size, when). Entries older than the attribute timeout mean nothing.
@@ -364,6 +364,13 @@ class _Adapter(_Base):  # type: ignore[misc]
             with self._callers.for_nobody():
                 self._fs.release(handle)
         return 0
+
+
+def _interrupted_program() -> Optional[int]:
+    if not fuse._libfuse.fuse_interrupted():
+        return None
+    pid: int = fuse.fuse_get_context()[2]
+    return pid
 
 
 class _Directory:

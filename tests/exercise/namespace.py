@@ -31,6 +31,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 _NAMES = ("a", "b", "c", "d", "e\u00e4", "f.tmp")
 _HELD_MAX = 3
 _SHARED_ROUNDS = 30
+_LOOKS_MAX = 10
 _TESTS = Path(__file__).resolve().parents[1]
 
 
@@ -270,13 +271,18 @@ def _replace_target(base: str, index: int, turn: int) -> None:
 def _look_at_target(base: str) -> int:
     """Once there, the target is there at every look, and is one writer's work from first to last byte.
 
-    Two looks: libfuse 2 answers an open by itself, with ENOENT, when the file that the kernel had found under the name lost its
-    last name and its last handle while the request was on its way. What comes then finds the new file.
+    Several looks: libfuse 2 answers an open by itself, with ENOENT, when the file that the kernel had found under the name lost
+    its last name and its last handle while the request was on its way. What comes then finds the new file, unless that has
+    been replaced, too, on a busy machine.
     """
-    try:
-        descriptor = os.open(f"{base}/target", os.O_RDONLY)
-    except FileNotFoundError:
-        descriptor = os.open(f"{base}/target", os.O_RDONLY)
+    for _ in range(_LOOKS_MAX):
+        try:
+            descriptor = os.open(f"{base}/target", os.O_RDONLY)
+            break
+        except FileNotFoundError as error:
+            missing = error
+    else:
+        raise missing
     with os.fdopen(descriptor, "rb") as file:
         body = file.read()
         size = os.fstat(file.fileno()).st_size

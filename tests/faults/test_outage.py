@@ -553,6 +553,7 @@ class TestUnmount:
         self.hold(mounted)
         reader.go()
         reader.wait_until_stuck()
+        (mounted.path / "held").stat()  # answered without the server, and behind the read
         forced = subprocess.run(["umount", "-f", mounted.path], capture_output=True, text=True)
         if os.geteuid() == 0:
             assert mounted.mount.wait(20.0) == 1

@@ -16,7 +16,7 @@ from typing import Any, Callable, List, Optional
 import pytest
 
 from faults.conftest import QUICK, Line, in_background
-from mount.helpers import noise, opened
+from mount.helpers import fsync_directory, noise, opened
 from support.process import is_running, send_signal, wait_until
 from tools.trees import make_tree, metadata, run, same_contents
 
@@ -118,6 +118,7 @@ def rsync(line: Line, source: Path) -> None:
 def assert_rsynced(line: Line, source: Path) -> None:
     copy = line.mount.served / "copy"
     same_contents(source, copy)
+    fsync_directory(line.mount.path / "copy")
     assert metadata(source) == metadata(copy)
     assert run("rsync", "-ainc", "--delete", f"{source}/", f"{line.mount.path}/copy/") == ""
 
