@@ -10,22 +10,24 @@ the server (``diagnose``). Paths are absolute bytes as the server names them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import stat
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
 from .. import waiting
 from ..errors import (
     FX_NO_SUCH_FILE,
     ConnectionLost,
     FsError,
+    NotSent,
     StatusError,
 )
 from . import diagnose, wire
 from .reconnect import Reconnecting, Redo
 from .remote_file import RemoteFile, handle_of, lane_for
-from .session import Pending, Session
+from .session import Lane, Pending, Session
 from .wire import Attrs
 
 log = logging.getLogger(__name__)
@@ -162,12 +164,15 @@ class Remote(Reconnecting):
         def attempt(session: Session) -> Attrs:
             nonlocal is_made
             making = session.meta.request(kind, body)
-            looking = session.meta.request(wire.LSTAT, wire.string(path))
+            looking = _look_behind(session.meta, path)
             making.wait().expect_ok()
             is_made = True
-            try:
-                return _with_size(looking.wait().attrs())
-            except StatusError:  # a server that does not keep the order
+            with _behind_another():
+                if looking is not None:
+                    try:
+                        return _with_size(looking.wait().attrs())
+                    except StatusError:
+                        pass  # a server that does not keep the order
                 return look(session)
 
         def recheck_and_look(session: Session) -> Attrs:
@@ -318,14 +323,16 @@ class Remote(Reconnecting):
         def attempt(session: Session) -> Tuple[RemoteFile, Attrs]:
             lane = lane_for(session, pflags)
             opening = lane.request(wire.OPEN, body)
-            looking = lane.request(wire.LSTAT, wire.string(path))
+            looking = _look_behind(lane, path)
             handle = handle_of(lane, opening)
             file.opened(session, lane, handle)
             try:
-                try:
-                    return file, _with_size(looking.wait().attrs())
-                except StatusError:
-                    # The name is gone already, the handle is not: ask through it.
+                with _behind_another():
+                    if looking is not None:
+                        try:
+                            return file, _with_size(looking.wait().attrs())
+                        except StatusError:
+                            pass  # the name is gone already, the handle is not: ask through it
                     return file, _with_size(lane.request(wire.FSTAT, wire.string(handle)).wait().attrs())
             except FsError:
                 self.close_file(file)
@@ -504,6 +511,23 @@ def _with_size(attrs: Attrs) -> Attrs:
     if attrs.size is None and stat.S_IFMT(attrs.mode or stat.S_IFREG) == stat.S_IFREG:
         raise FsError(errno.EIO, "the server does not tell the size of a file")
     return attrs
+
+
+def _look_behind(lane: Lane, path: bytes) -> Optional[Pending]:
+    """An LSTAT in one flight with the request before it; None where the line broke between them: the first may be answered."""
+    try:
+        return lane.request(wire.LSTAT, wire.string(path))
+    except ConnectionLost:
+        return None
+
+
+@contextlib.contextmanager
+def _behind_another() -> Iterator[None]:
+    """A request that cannot be sent in here is not the first of its attempt: that was, so the whole may not just be repeated."""
+    try:
+        yield
+    except NotSent as error:
+        raise ConnectionLost(str(error)) from None
 
 
 def _log_close_error(pending: Pending) -> None:
