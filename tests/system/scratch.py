@@ -119,10 +119,11 @@ class Scratch:
         return found[0] if found else {}
 
     def fuse_mountpoints(self) -> List[str]:
+        """Of the test's own mounts; an ordinary user cannot drop the copies of others."""
         shown = self.run(
             "findmnt", "--list", "--noheadings", "--types", "fuse.sftpmount", "--output", "TARGET"
         )
-        return shown.stdout.split()
+        return [path for path in shown.stdout.split() if path.startswith(f"{self.mnt.parent}/")]
 
     def mount_pids(self) -> List[int]:
         """The processes in the namespace that are mounts."""
