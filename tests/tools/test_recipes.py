@@ -1,0 +1,143 @@
+"""Each recipe of RECIPES.md: two backups, a restore and verification on a fresh mount; and all of it over bad lines."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Iterator
+
+import pytest
+
+from contrib.lib.recipes import JOB, RECIPES, RESTIC, Recipe
+from faults.conftest import Line
+from support.mount import Mount
+from support.relay import Relay
+from support.sshd import Sshd
+from system.scratch import write_command
+from tools.practice import Practice
+from tools.trees import run, same_contents
+
+MiB = 1 << 20
+
+
+@contextmanager
+def reset_in_the_middle(line: Line, direction: str) -> Iterator[None]:
+    """The block's program goes through a reset of the connection after 3 MiB, and moves at least as much after it."""
+    before, reconnects = line.relay.stats(), line.reconnects
+    line.relay.reset_after(3 * MiB, direction)
+    yield
+    after = line.relay.stats()
+    assert after["resets"] == before["resets"] + 1
+    assert after[direction] - before[direction] > 6 * MiB
+    assert line.reconnects == reconnects + 1, line.mount.log_text()
+
+
+@contextmanager
+def undisturbed(line: Line, direction: str) -> Iterator[None]:
+    yield
+
+
+@pytest.fixture
+def mounted(
+    sshd: Sshd,
+    relay: Relay,  # before make_mount: the mounts end while the server can be reached
+    make_mount: Callable[..., Mount],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[], Line]:
+    """mounted(): a mount, each time of the same directory and on the same mountpoint, with nothing in its cache."""
+    served = sshd.tree / tmp_path_factory.mktemp("served").name
+    served.mkdir()
+    made = []
+
+    def mount_again() -> Line:
+        if made:
+            made[-1].unmount()
+            made[-1].mount.path.rmdir()
+        made.append(Line(make_mount(sshd, port=relay.port, subdir=served.name), relay, sshd))
+        return made[-1]
+
+    return mount_again
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize(
+    ("disturbed", "extra_bytes"),
+    [
+        pytest.param(undisturbed, 0, id="plain"),
+        # The extra bytes are what the resets need a middle of.
+        pytest.param(reset_in_the_middle, 8 * MiB, id="resets", marks=pytest.mark.long),
+    ],
+)
+def test_recipe(
+    recipe: Recipe,
+    disturbed: Callable[[Line, str], Iterator[None]],
+    extra_bytes: int,
+    mounted: Callable[[], Line],
+    tmp_path: Path,
+) -> None:
+    line = mounted()
+    practice = Practice(recipe, line.mount.path, tmp_path, extra_bytes)
+    practice.init()
+    with disturbed(line, "up"):
+        practice.backup()
+    practice.change()
+    with disturbed(line, "up"):
+        practice.backup()
+
+    line = mounted()
+    with disturbed(line, "down"):
+        practice.restore()
+    practice.verify()
+    same_contents(line.mount.path, line.mount.served)
+    line.unmount()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_an_older_state_and_what_is_left_of_it(
+    recipe: Recipe, mounted: Callable[[], Line], tmp_path: Path
+) -> None:
+    """Then on the server, where the tool finds the same."""
+    line = mounted()
+    practice = Practice(recipe, line.mount.path, tmp_path)
+    practice.init()
+    practice.backup()
+    first = practice.change()
+    practice.backup()
+
+    line = mounted()
+    if recipe.older:
+        practice.restore(older=first)
+    practice.prune()
+    same_contents(line.mount.path, line.mount.served)
+    line.unmount()
+    practice.look_at(line.mount.served)
+    practice.verify()
+    practice.restore()
+
+
+def test_the_nightly_job(mounted: Callable[[], Line], tmp_path: Path) -> None:
+    """It refuses to run without the mount, and without the disk behind it; else all is stored at its end."""
+    line = mounted()
+    practice = Practice(RESTIC, line.mount.path, tmp_path)
+    practice.init()
+    (tmp_path / "bin").mkdir()
+    write_command(tmp_path / "bin" / "sftpmount")
+    job = tmp_path / "nightly"
+    job.write_text(practice.here(JOB))
+    job.chmod(0o700)
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "XDG_RUNTIME_DIR": str(tmp_path)}
+
+    def snapshots() -> int:
+        return len(list((line.mount.served / "restic" / "snapshots").iterdir()))
+
+    run(job, cwd=tmp_path / "home", env=environment, ok=(1,))
+    assert snapshots() == 0
+    (line.mount.path / ".this-is-the-backup-disk").touch()
+    run(job, cwd=tmp_path / "home", env=environment)
+    assert snapshots() == 1
+    line.unmount()
+    run(job, cwd=tmp_path / "home", env=environment, ok=(1,))
+    assert snapshots() == 1
+    assert list(line.mount.path.iterdir()) == []
