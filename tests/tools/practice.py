@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Optional, Tuple
+from typing import Dict, Iterator, Optional, Tuple
 
 from contrib.lib.recipes import CONFIG, MOUNT, PLACES, RESTORED, SOURCE, Recipe
+from faults.conftest import Line
 from mount.helpers import noise
 from support.process import program, wait_until
 from tools.trees import change_tree, contents, make_tree, metadata, run, same_contents
+
+MiB = 1 << 20
+
+
+@contextmanager
+def reset_in_the_middle(line: Line, direction: str) -> Iterator[None]:
+    """The block's program goes through a reset of the connection after 3 MiB, and moves at least as much after it."""
+    before, reconnects = line.relay.stats(), line.reconnects
+    line.relay.reset_after(3 * MiB, direction)
+    yield
+    after = line.relay.stats()
+    assert after["resets"] == before["resets"] + 1
+    assert after[direction] - before[direction] > 6 * MiB
+    assert line.reconnects == reconnects + 1, line.mount.log_text()
+
+
+@contextmanager
+def undisturbed(line: Line, direction: str) -> Iterator[None]:
+    yield
 
 
 class Practice:

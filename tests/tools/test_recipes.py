@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -11,53 +10,9 @@ import pytest
 
 from contrib.lib.recipes import JOB, RECIPES, RESTIC, Recipe
 from faults.conftest import Line
-from support.mount import Mount
-from support.relay import Relay
-from support.sshd import Sshd
 from system.scratch import write_command
-from tools.practice import Practice
+from tools.practice import Practice, reset_in_the_middle, undisturbed
 from tools.trees import run, same_contents
-
-MiB = 1 << 20
-
-
-@contextmanager
-def reset_in_the_middle(line: Line, direction: str) -> Iterator[None]:
-    """The block's program goes through a reset of the connection after 3 MiB, and moves at least as much after it."""
-    before, reconnects = line.relay.stats(), line.reconnects
-    line.relay.reset_after(3 * MiB, direction)
-    yield
-    after = line.relay.stats()
-    assert after["resets"] == before["resets"] + 1
-    assert after[direction] - before[direction] > 6 * MiB
-    assert line.reconnects == reconnects + 1, line.mount.log_text()
-
-
-@contextmanager
-def undisturbed(line: Line, direction: str) -> Iterator[None]:
-    yield
-
-
-@pytest.fixture
-def mounted(
-    sshd: Sshd,
-    relay: Relay,  # before make_mount: the mounts end while the server can be reached
-    make_mount: Callable[..., Mount],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[], Line]:
-    """mounted(): a mount, each time of the same directory and on the same mountpoint, with nothing in its cache."""
-    served = sshd.tree / tmp_path_factory.mktemp("served").name
-    served.mkdir()
-    made = []
-
-    def mount_again() -> Line:
-        if made:
-            made[-1].unmount()
-            made[-1].mount.path.rmdir()
-        made.append(Line(make_mount(sshd, port=relay.port, subdir=served.name), relay, sshd))
-        return made[-1]
-
-    return mount_again
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -66,7 +21,7 @@ def mounted(
     [
         pytest.param(undisturbed, 0, id="plain"),
         # The extra bytes are what the resets need a middle of.
-        pytest.param(reset_in_the_middle, 8 * MiB, id="resets", marks=pytest.mark.long),
+        pytest.param(reset_in_the_middle, 8 << 20, id="resets", marks=pytest.mark.long),
     ],
 )
 def test_recipe(
