@@ -200,15 +200,17 @@ DAR = Recipe(
     name="dar",
     package="dar",
     programs=("dar",),
-    init=f"mkdir {MOUNT}/dar\ndar -Q --create {MOUNT}/dar/0-full --fs-root {SOURCE} --compression=gzip",
+    init=f"mkdir {MOUNT}/dar",
     backup="now=$(date +%Y-%m-%dT%H-%M-%S)\n"
-    f"before=$(ls {MOUNT}/dar/*.1.dar | tail -n 1)\n"
-    f'dar -Q --create "{MOUNT}/dar/$now" --ref "${{before%.1.dar}}" --fs-root {SOURCE} --compression=gzip',
+    f"last=$(ls {MOUNT}/dar/*.1.dar 2>/dev/null | tail -n 1)\n"
+    f'dar -Q --create "{MOUNT}/dar/$now" ${{last:+--ref "${{last%.1.dar}}"}} --fs-root {SOURCE} --compression=gzip',
     verify=f'for slice in {MOUNT}/dar/*.1.dar; do dar -Q --test "${{slice%.1.dar}}"; done\n'
     f'dar -Q --diff "${{slice%.1.dar}}" --fs-root {SOURCE}',
     restore=f"for slice in {MOUNT}/dar/*.1.dar; do\n"
     f'    dar -Q --extract "${{slice%.1.dar}}" --fs-root {RESTORED} --no-warn\n'
     "done",
+    older=f"oldest=$(ls {MOUNT}/dar/*.1.dar | head -n 1)\n"
+    f'dar -Q --extract "${{oldest%.1.dar}}" --fs-root {RESTORED}',
     notes="The first archive is whole, each one after it holds the changes since the last. `-Q` is for where there is no "
     "terminal. With a password in a file of options (`-B`) it encrypts.",
 )
@@ -220,6 +222,7 @@ GIT = Recipe(
     settings="export GIT_AUTHOR_NAME=backup GIT_AUTHOR_EMAIL=backup@localhost\n"
     "export GIT_COMMITTER_NAME=backup GIT_COMMITTER_EMAIL=backup@localhost",
     init=f"git init --quiet --bare {MOUNT}/files.git\n"
+    f"git --git-dir={MOUNT}/files.git config transfer.unpackLimit 1\n"
     f"git init --quiet {SOURCE}\n"
     f"git -C {SOURCE} remote add backup {MOUNT}/files.git",
     backup=f"git -C {SOURCE} add --all\n"
@@ -232,7 +235,8 @@ GIT = Recipe(
     restored=f"{RESTORED}/files",
     prune=f"git --git-dir={MOUNT}/files.git gc --quiet",
     only_files=True,
-    notes="For text that people write, not for whole machines: modes, times and empty directories are not kept. Where the mount "
+    notes="For text that people write, not for whole machines: modes, times and empty directories are not kept. With `unpackLimit` "
+    "a push is stored as one file; else each object is one, with round trips of its own. Where the mount "
     "shows another owner than you, git asks for `git config --global --add safe.directory '/mnt/backup/*'`, or mount with "
     "`idmap=user`. A working tree on the mount works as well.",
 )

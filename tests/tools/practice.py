@@ -50,6 +50,7 @@ class Practice:
         self._tmp_path = tmp_path
         self._home = tmp_path / "home"
         self._home.mkdir(mode=0o700)
+        self._environment: Dict[str, str] = {}
         self._backed_up_at = 0
         self._restores = 0
         self._places: Dict[str, Path] = {MOUNT: mountpoint, SOURCE: self.source, CONFIG: tmp_path / "config"}
@@ -60,6 +61,7 @@ class Practice:
     def look_at(self, mountpoint: Path) -> None:
         """The same backups, from now on in another directory."""
         self._places[MOUNT] = mountpoint
+        self._environment["BORG_RELOCATED_REPO_ACCESS_IS_OK"] = "yes"  # borg would ask
 
     def init(self) -> None:
         self._run(self.recipe.init)
@@ -102,7 +104,7 @@ class Practice:
         script = self.here(f"{self.recipe.settings}\n{step}")
         if "gpg" in self.recipe.programs:
             script = f"trap 'gpgconf --kill gpg-agent' EXIT\n{script}"  # it would outlive the test
-        run("sh", "-euc", script, cwd=self._home)
+        run("sh", "-euc", script, cwd=self._home, env=self._environment)
 
     def here(self, text: str) -> str:
         """``text`` with the directories of this test."""

@@ -10,14 +10,12 @@ import fcntl
 import hashlib
 import os
 from pathlib import Path
-from typing import Callable, Dict, Iterator
-
-import pytest
+from typing import Callable, Dict
 
 from faults.conftest import Line, in_background
 from mount.helpers import noise
 from support.process import wait_until
-from tools.practice import reset_in_the_middle, undisturbed
+from tools.practice import reset_in_the_middle
 from tools.trees import same_contents
 
 BUFFER_BYTES = 81920  # of .NET's Stream.CopyTo
@@ -87,17 +85,14 @@ def compact(folder: Folder) -> None:
     folder.verify_list()
 
 
-@pytest.mark.parametrize("disturbed", [undisturbed, reset_in_the_middle])
-def test_two_backups_a_compaction_and_all_hashes(
-    disturbed: Callable[[Line, str], Iterator[None]], mounted: Callable[[], Line]
-) -> None:
+def test_two_backups_a_compaction_and_all_hashes_over_resets(mounted: Callable[[], Line]) -> None:
     line = mounted()
     folder = Folder(line.mount.path)
     for number in (1, 2):
-        with disturbed(line, "up"):
+        with reset_in_the_middle(line, "up"):
             back_up(folder, number)
     line = mounted()
-    with disturbed(line, "down"):
+    with reset_in_the_middle(line, "down"):
         for name in folder.known:
             folder.get(name)
     compact(folder)
