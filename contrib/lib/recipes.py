@@ -31,7 +31,8 @@ class Recipe:
     older     the one before the newest, to the same place; "" where that takes the reader's choice of a time
     prune     what has become too old; "" where that is no command of the tool
     notes     what to know, in Markdown
-    only_files whether empty directories, modes and times are not kept by the tool
+    hard_links  whether links between files come back as such
+    only_files  whether empty directories, modes and times are not kept by the tool
     """
 
     name: str
@@ -47,6 +48,7 @@ class Recipe:
     older: str = ""
     prune: str = ""
     notes: str = ""
+    hard_links: bool = True
     only_files: bool = False
 
 
@@ -98,6 +100,7 @@ DUPLICITY = Recipe(
     restore=f"duplicity restore file://{MOUNT}/duplicity {RESTORED}/files",
     restored=f"{RESTORED}/files",
     prune=f"duplicity remove-all-but-n-full 3 --force file://{MOUNT}/duplicity",
+    hard_links=False,
     notes="`file://` and three slashes: the mount is a local directory to it, and its own SFTP is not used. An older state: "
     "`--time 3D`. Verification compares with what is there *now*: whatever changed since the backup is a difference.",
 )
@@ -138,6 +141,7 @@ RSNAPSHOT = Recipe(
     'test -z "$differing"',
     restore=f"rsync -aH {MOUNT}/rsnapshot/daily.0{SOURCE}/ {RESTORED}/",
     older=f"rsync -aH {MOUNT}/rsnapshot/daily.1{SOURCE}/ {RESTORED}/",
+    hard_links=False,
     notes="The words of its file are apart by tabs. `no_create_root` keeps it from filling the bare mountpoint. Generations "
     "share what has not changed through hard links, which the server has to offer (`sftpmount audit` says so); each costs a "
     "round trip for every name of the tree, so restic or borg suit a long line better. It keeps `retain` generations by itself, "
@@ -171,6 +175,7 @@ RSYNC = Recipe(
     verify=f'differing=$(rsync -ainc --delete {SOURCE}/ {MOUNT}/rsync/latest/)\ntest -z "$differing"',
     restore=f"rsync -aH {MOUNT}/rsync/latest/ {RESTORED}/",
     older=f'oldest=$(ls {MOUNT}/rsync | head -n 1)\nrsync -aH "{MOUNT}/rsync/$oldest/" {RESTORED}/',
+    hard_links=False,
     notes="A tree for each backup, in which what has not changed is a hard link to the one before; the first run says that "
     "there is none yet. What was cut short keeps its name `unfinished-`. As an ordinary user on the server owners cannot be "
     "kept: add `--fake-super`, or `--no-owner --no-group`. rsync's own status 23 says that something was not done.",
@@ -235,6 +240,7 @@ GIT = Recipe(
     restored=f"{RESTORED}/files",
     prune=f"git --git-dir={MOUNT}/files.git gc --quiet",
     only_files=True,
+    hard_links=False,
     notes="For text that people write, not for whole machines: modes, times and empty directories are not kept. With `unpackLimit` "
     "a push is stored as one file; else each object is one, with round trips of its own. Where the mount "
     "shows another owner than you, git asks for `git config --global --add safe.directory '/mnt/backup/*'`, or mount with "

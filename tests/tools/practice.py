@@ -99,6 +99,9 @@ class Practice:
         else:
             same_contents(restored, expected)
             assert _modes_and_times(restored) == _modes_and_times(expected)
+        if self.recipe.hard_links:
+            linked = [path for path in restored.rglob("hard-*") if path.stat().st_nlink == 2]
+            assert len(linked) == 5
 
     def _run(self, step: str) -> None:
         script = self.here(f"{self.recipe.settings}\n{step}")
