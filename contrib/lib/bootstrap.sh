@@ -37,6 +37,7 @@ package_for() {
         unshare) echo util-linux ;;
         systemd-analyze) echo systemd ;;
         borg) echo borgbackup ;;
+        gpg) echo gnupg ;;
         *) echo "$1" ;;
     esac
 }

@@ -1,4 +1,4 @@
-"""The documents that name every option, made from the one table in sftpmount/options.py and the templates beside them.
+"""The documents that follow from data: the options of sftpmount/options.py and the recipes, in the templates beside them.
 
 A template's lines ``@NAME@`` stand for what is made here. All else in those of the man pages is mdoc(7).
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from itertools import groupby
 from pathlib import Path
+from textwrap import fill
 from typing import Callable, Dict, List, Sequence
 
+from contrib.lib.recipes import JOB, PASSWORD, RECIPES, Recipe
 from contrib.lib.sshfs_options import FLAGS, WORDS, Row
 from sftpmount.options import GROUPS, OPTIONS, Option
 
@@ -53,7 +55,7 @@ _MORE = {
 
 def documents() -> Dict[str, str]:
     """Name in the checkout -> text, of every document."""
-    made: Dict[str, str] = {"SSHFS.md": _filled(CONTRIB / "lib" / "SSHFS.md.in")}
+    made = {each: _filled(CONTRIB / "lib" / f"{each}.in") for each in ("SSHFS.md", "RECIPES.md")}
     for directory in ("man", "completion"):
         for template in sorted((CONTRIB / directory).glob("*.in")):
             made[f"contrib/{directory}/{template.stem}"] = _filled(template)
@@ -64,6 +66,8 @@ def _filled(template: Path) -> str:
     parts: Dict[str, Callable[[], str]] = {
         "OPTIONS": _man_options,
         "OTHER_OPTIONS": _man_other_options,
+        "JOB": lambda: JOB.rstrip("\n"),
+        "RECIPES": lambda: "\n\n".join(map(_recipe, RECIPES)),
         "SSHFS": lambda: _markdown(WORDS),
         "SSHFS_FLAGS": lambda: _markdown(FLAGS),
         "BASH_OPTIONS": lambda: "\n".join(f"    {each}" for each in _names_with_equals()),
@@ -76,6 +80,24 @@ def _filled(template: Path) -> str:
         for line in template.read_text(encoding="utf-8").splitlines()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _recipe(recipe: Recipe) -> str:
+    steps = (
+        ("In the shell, and in every job", recipe.settings),
+        ("Once", recipe.init),
+        ("Each time", recipe.backup),
+        ("Is it whole?", recipe.verify),
+        ("The newest comes back", recipe.restore),
+        ("An older one", recipe.older),
+        ("What is too old goes", recipe.prune),
+    )
+    code = "\n".join(f"# {title}\n{text}" for title, text in steps if text)
+    files = "".join(
+        f"`{name}`:\n\n```\n{text}```\n\n" for name, text in recipe.files.items() if name != PASSWORD
+    )
+    notes = fill(recipe.notes, 124, break_on_hyphens=False, break_long_words=False)
+    return f"### {recipe.name}\n\nDebian's package {recipe.package}.\n\n{files}```sh\n{code}\n```\n\n{notes}"
 
 
 def completed() -> List[Option]:

@@ -11,13 +11,15 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List
 
 import pytest
 
+from contrib.lib.recipes import BORG, RESTIC, Recipe
 from faults.conftest import QUICK, Line, in_background
 from mount.helpers import fsync_directory, noise, opened
 from support.process import is_running, send_signal, wait_until
+from tools.practice import Practice
 from tools.trees import make_tree, metadata, run, same_contents
 
 MiB = 1 << 20
@@ -142,86 +144,37 @@ def test_rsync_out_with_six_resets(line: Line, tmp_path: Path) -> None:
     assert metadata(source) == metadata(tmp_path / "copy")
 
 
-class Restic:
-    """A repository on the mount, and what must hold of it."""
-
-    def __init__(self, line: Line, tmp_path: Path) -> None:
-        self._line, self._tmp_path = line, tmp_path
-        self.source = make_tree(tmp_path / "source", files=60)
-        (self.source / "noise").write_bytes(noise(40 * MiB))
-        self._run("restic", "init")
-
-    def _run(self, *command: object, repository: Optional[Path] = None) -> str:
-        environment = {
-            "RESTIC_PASSWORD": "secret",
-            "RESTIC_REPOSITORY": str((repository or self._line.mount.path) / "repository"),
-            "RESTIC_CACHE_DIR": str(self._tmp_path / "cache"),
-        }
-        return run(*command, cwd=self.source, env=environment)
-
-    def backup(self) -> None:
-        self._run("restic", "backup", ".")
-
-    def assert_whole(self) -> None:
-        assert list((self._line.mount.served / "repository" / "locks").iterdir()) == []
-        self._run("restic", "check", "--read-data", "--no-cache")
-        self._run("restic", "restore", "latest", "--target", self._tmp_path / "restored")
-        same_contents(self._tmp_path / "restored", self.source)
-        # The same on the server's side.
-        self._line.unmount()
-        served = self._line.mount.served
-        answer = self._run("restic", "check", "--read-data", "--no-cache", repository=served)
-        assert "no errors were found" in answer
+def repository(recipe: Recipe, line: Line, tmp_path: Path) -> Practice:
+    practice = Practice(recipe, line.mount.path, tmp_path, 40 * MiB)
+    practice.init()
+    return practice
 
 
-class Borg:
-    """The same for borg."""
-
-    def __init__(self, line: Line, tmp_path: Path) -> None:
-        self._line, self._tmp_path = line, tmp_path
-        self.source = make_tree(tmp_path / "source", files=60, hard_links=True)
-        (self.source / "noise").write_bytes(noise(40 * MiB))
-        self._run("borg", "init", "--encryption=repokey", line.mount.path / "repository")
-
-    def _run(self, *command: object, cwd: Optional[Path] = None) -> str:
-        environment = {
-            "BORG_PASSPHRASE": "secret",
-            "BORG_BASE_DIR": str(self._tmp_path / "borg"),
-            "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes",
-        }
-        return run(*command, cwd=cwd or self.source, env=environment)
-
-    def backup(self) -> None:
-        self._run("borg", "create", f"{self._line.mount.path}/repository::archive", ".")
-
-    def assert_whole(self) -> None:
-        self._run("borg", "check", "--verify-data", self._line.mount.path / "repository")
-        extracted = self._tmp_path / "extracted"
-        extracted.mkdir()
-        self._run("borg", "extract", f"{self._line.mount.path}/repository::archive", cwd=extracted)
-        same_contents(extracted, self.source)
-        self._line.unmount()
-        served = self._line.mount.served / "repository"
-        assert not [path for path in served.iterdir() if path.name.startswith("lock")]
-        self._run("borg", "check", "--verify-data", served)
+def assert_whole(practice: Practice, line: Line) -> None:
+    """The tool says so, here and on the server, and what comes back is the source. A lock left over would be in its way."""
+    practice.verify()
+    practice.restore()
+    line.unmount()
+    practice.look_at(line.mount.served)
+    practice.verify()
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("tool", "resets"),
+    ("recipe", "resets"),
     [
         # Each reconnect within ten seconds of the last waits twice as long: eight take half a minute.
-        (Restic, 4),
-        pytest.param(Restic, 8, marks=pytest.mark.long),
-        pytest.param(Borg, 8, marks=pytest.mark.long),
+        pytest.param(RESTIC, 4, id="restic-4"),
+        pytest.param(RESTIC, 8, id="restic-8", marks=pytest.mark.long),
+        pytest.param(BORG, 8, id="borg-8", marks=pytest.mark.long),
     ],
 )
-def test_backup_with_resets(line: Line, tmp_path: Path, tool: Callable[..., Any], resets: int) -> None:
-    repository = tool(line, tmp_path)
+def test_backup_with_resets(line: Line, tmp_path: Path, recipe: Recipe, resets: int) -> None:
+    practice = repository(recipe, line, tmp_path)
     line.relay.reset_after(36 * MiB // resets, times=resets)
-    repository.backup()
+    practice.backup()
     assert_cut(line, resets)
-    repository.assert_whole()
+    assert_whole(practice, line)
 
 
 # ---- a connection on which nothing moves ----
@@ -323,15 +276,15 @@ def test_rsync_while_the_server_is_killed(line: Line, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("tool", [Restic, Borg])
-def test_backup_while_the_server_is_killed(line: Line, tmp_path: Path, tool: Callable[..., Any]) -> None:
-    repository = tool(line, tmp_path)
-    backup = in_background(repository.backup)
+@pytest.mark.parametrize("recipe", [RESTIC, BORG], ids=lambda recipe: recipe.name)
+def test_backup_while_the_server_is_killed(line: Line, tmp_path: Path, recipe: Recipe) -> None:
+    practice = repository(recipe, line, tmp_path)
+    backup = in_background(practice.backup)
     line.wait_for_bytes(12 * MiB)
     crash(line, backup)
     backup.result(PROGRAM_TIMEOUT_S)
     assert line.reconnects >= 1
-    repository.assert_whole()
+    assert_whole(practice, line)
 
 
 @pytest.mark.long

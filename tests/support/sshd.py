@@ -57,7 +57,8 @@ class Sshd:
     pid           of the listener; None while it is down
 
     ``extra_config`` are sshd_config lines which win over the others. ``sftp_server`` is "internal-sftp" or the path of a
-    program (with arguments). ``sftp_only=False`` permits commands too, as rsync over ssh needs.
+    program (with arguments). ``sftp_only=False`` permits commands too, as rsync over ssh needs. ``under`` are words that
+    go before sshd's own and end by executing them, as those of unshare do.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class Sshd:
         sftp_server: str = "internal-sftp",
         sftp_only: bool = True,
         host_key_types: Sequence[str] = ("ed25519", "rsa"),
+        under: Sequence[str] = (),
     ) -> None:
+        self._under = under
         self._binary = program("sshd", "openssh-server")
         self.dir = Path(tmp_dir) / "sshd"
         self.dir.mkdir(mode=0o700, parents=True)
@@ -108,7 +111,7 @@ class Sshd:
             config.write_text(f"Port {self.port}\n{self._template}")
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [self._binary, "-D", "-e", "-f", str(config)],
+                    [*self._under, self._binary, "-D", "-e", "-f", str(config)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -88,7 +88,7 @@ def test_readme_names_only_options_that_there_are() -> None:
     rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
     named = [word for row in rows for word in re.findall(r"(?:^\| |, )`([A-Za-z_]+)(?:=[^`]*)?`", row)]
     assert len(named) > 20 and [name for name in named if not options.is_known(name)] == []
-    for link in ("SSHFS.md", "contrib/install", "sftpmount(1)"):
+    for link in ("SSHFS.md", "RECIPES.md", "SERVER_SIDE.md", "contrib/install", "sftpmount(1)"):
         assert link in readme
 
 

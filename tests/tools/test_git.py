@@ -1,4 +1,4 @@
-"""git on the mount: clone, commits, garbage collection, fsck."""
+"""git's working tree on the mount: clone, commits, garbage collection, fsck."""
 
 from __future__ import annotations
 
@@ -51,18 +51,3 @@ def test_clone_commit_gc_fsck(mount: Mount, tmp_path: Path) -> None:
     assert git(mount.served / "work", "status", "--porcelain") == ""
     assert (mount.served / "work" / "changing").read_bytes() == b"version 7\n"
     assert git(origin, "rev-parse", "pushed") == git(mount.served / "work", "rev-parse", "main")
-
-
-def test_a_bare_repository_on_the_mount_is_pushed_to(mount: Mount, tmp_path: Path) -> None:
-    git(mount.path, "init", "-q", "--bare", "store.git")
-    work = make_tree(tmp_path / "work", files=20)
-    git(work, "init", "-q", "-b", "main")
-    git(work, "remote", "add", "store", str(mount.path / "store.git"))
-    for count in range(5):
-        (work / "changing").write_bytes(b"%d" % count)
-        git(work, "add", "-A")
-        git(work, "commit", "-qm", f"commit {count}")
-        git(work, "push", "-q", "store", "main")
-    same_contents(mount.path / "store.git", mount.served / "store.git")
-    git(mount.served / "store.git", "fsck", "--full", "--strict")
-    assert git(mount.served / "store.git", "rev-parse", "main") == git(work, "rev-parse", "main")
