@@ -35,6 +35,7 @@ class Node:
     """One file, directory or symlink. Fields are guarded by the namespace's lock unless said otherwise."""
 
     __slots__ = (
+        "__weakref__",
         "absent",
         "ahead",
         "aliased",

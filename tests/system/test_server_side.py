@@ -15,7 +15,8 @@ import pytest
 
 from mount.helpers import is_root
 from support.mount import CHECKOUT, Mount
-from support.process import DROP_COPIES, program
+from support.namespace import DROP_COPIES
+from support.process import program
 from support.sshd import Sshd, keygen
 from test_audit import Result, words_for
 from tools.trees import make_tree, run, same_contents
