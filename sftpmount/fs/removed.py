@@ -180,7 +180,12 @@ class RemovedFiles:
                     continue
                 since, _, is_over = self._gone[path]
                 remaining_s = since + REPLACE_S - self._clock()
-                if remaining_s <= 0 or is_over():
+                if (
+                    is_over()
+                ):  # it was removed, not replaced: what is renamed to this name later is another matter
+                    del self._gone[path]
+                    return False
+                if remaining_s <= 0:
                     return False
                 self._returned.wait(min(remaining_s, LOOK_S))
             return True

@@ -127,6 +127,24 @@ def test_who_looks_does_not_wait_once_libfuse_has_gone_on(
     fs.release(handle)
 
 
+@pytest.mark.parametrize("is_over", [True, False])
+def test_a_hard_link_is_renamed_to_the_name_that_was_just_removed(
+    server: FakeServer, fs: Filesystem, monkeypatch: pytest.MonkeyPatch, is_over: bool
+) -> None:
+    """POSIX leaves both names where one of them replaces the other, but the one was removed: nothing is replaced."""
+    monkeypatch.setattr(waiting, "end_of_operation", lambda: lambda: is_over)
+    monkeypatch.setattr(removed, "REPLACE_S", 60.0)
+    handle = fs.create(b"/f", os.O_RDWR | os.O_CREAT, 0o644)
+    fs.link(b"/f", b"/g")
+    fs.rename(b"/f", HIDDEN)
+    if is_over:  # the kernel looks at both names before it renames
+        with pytest.raises(FsError, match="No such file"):
+            fs.getattr(b"/f")
+    fs.rename(b"/g", b"/f")
+    assert server.has(b"/home/f") and server.has(b"/home/g") != is_over
+    fs.release(handle)
+
+
 def test_a_file_that_is_released_while_it_is_removed_is_not_left_behind(
     server: FakeServer, fs: Filesystem
 ) -> None:
