@@ -148,7 +148,9 @@ def checked(told: Dict[str, Any]) -> List[Dict[str, Any]]:
 
 def state_of(mount: Mount) -> Dict[str, Any]:
     """The same from the socket itself, without the time that a new process takes."""
-    found = client.find(str(mount.path), [str(mount.path.parent / "sftpmount")])
+    place = mount.path.parent / "sftpmount"
+    wait_until(lambda: any(place.glob("*.sock")), WAIT_S, "the socket, which comes right behind the mount")
+    found = client.find(str(mount.path), [str(place)])
     found.peer.close()
     return checked({"format": 1, "mounts": [found.state]})[0]
 
