@@ -142,6 +142,17 @@ class TestAhead:
 
 
 class TestNothingAhead:
+    def test_every_open_asks_where_nothing_is_to_be_cached(
+        self, server: FakeServer, mount: Mount, files: List[bytes]
+    ) -> None:
+        """Who wants what another client stored a moment ago (README, "Limits")."""
+        fs = mount(server, dir_cache_timeout_s=0.0)
+        begin(fs, files)
+        for path in files[STREAK + 1 :]:
+            quiet(fs)
+            server.make(b"/home" + path, b"theirs", mtime=OLD + 1)
+            assert get(fs, path) == b"theirs"
+
     def test_files_that_are_not_read(self, server: FakeServer, fs: Filesystem, files: List[bytes]) -> None:
         fs.readdir(b"/d")
         for path in files[:8]:
