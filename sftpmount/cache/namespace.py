@@ -6,7 +6,8 @@ Invariants, checked by ``check_invariants``:
 3. Inode numbers are unique among the nodes held. They are derived from the path where that is free, so that they stay the
    same when a node is forgotten and met again.
 4. What the server told is only taken in where nothing that we changed meanwhile contradicts it: whoever asks takes a
-   ``mark()`` before the request, and what was changed after that mark is not overwritten by the older answer.
+   ``mark()`` before the request, and what was changed after that mark is not overwritten by the older answer. A rename is
+   seen on the server before we know that it is done: until then nothing is taken to be gone (``renaming``).
 5. At most ``entries_max`` nodes are kept (plus those that are pinned by open files); the directories longest unused are
    forgotten first.
 
@@ -15,12 +16,14 @@ Paths are bytes that begin with a slash, the mount's root being b"/".
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import hashlib
 import stat
 import threading
 import time
 from collections import OrderedDict
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import Any, Callable, Counter, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 from .. import waiting
 from ..sftp.wire import Attrs, Entry
@@ -159,6 +162,8 @@ class Namespace:
         # The mark of the last rename of a directory, since paths in older answers may mean another, or of the last change to
         # a node that was forgotten since.
         self._moved = 0
+        # Directories in which something is being renamed, None where that is a directory itself or not known.
+        self._renaming: Counter[Optional[Node]] = collections.Counter()
         self._hits = self._misses = 0
 
     # -- asking ---------------------------------------------------------------------------------------------------
@@ -229,7 +234,7 @@ class Namespace:
             if node is None:
                 return None
             (asked_s, mark), node.ahead = node.ahead, NEVER
-            if asked_s < since_s or max(self._changes.get(node, 0), self._moved) >= mark:
+            if asked_s < since_s or self._has_changed(node, mark):
                 return None
             node.complete_until = max(node.complete_until, asked_s + self._lifetime_s)
             self._touch(node)
@@ -303,7 +308,7 @@ class Namespace:
         with self._lock:
             parent_path, name = split(path)
             parent = self._walk(parent_path)
-            if path == b"/" or parent is None or max(self._changes.get(parent, 0), self._moved) >= mark:
+            if path == b"/" or parent is None or self._has_changed(parent, mark):
                 return
             node = parent.children.get(name)
             if node is not None:
@@ -323,7 +328,7 @@ class Namespace:
         """
         with self._lock:
             node = self._walk(path) or self._grow(path)
-            if max(self._changes.get(node, 0), self._moved) >= mark:
+            if self._has_changed(node, mark):
                 return False
             is_lease = ahead_s is None or node.complete_until > 0.0
             lifetime_s = self._lifetime_s if is_lease else min(AHEAD_LIFETIME_S, self._lifetime_s)
@@ -397,6 +402,21 @@ class Namespace:
                     self._moved = self._mark
                 self._unlink(parent, name)
             parent.absent[name] = self._clock() + self._lifetime_s
+
+    @contextlib.contextmanager
+    def renaming(self, old: bytes) -> Iterator[None]:
+        """While the server is told to rename ``old``, from before until ``renamed``: that a name is gone may be our doing."""
+        with self._lock:
+            node = self._walk(old)
+            parent = None if node is None or node.is_dir else self._walk(split(old)[0])
+            self._renaming[parent] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._renaming[parent] -= 1
+                if not self._renaming[parent]:
+                    del self._renaming[parent]
 
     def renamed(self, old: bytes, new: bytes) -> None:
         """We renamed ``old`` to ``new``, replacing what was there."""
@@ -556,6 +576,12 @@ class Namespace:
         self._moved = max(self._moved, node.changed, self._changes.pop(node, 0))
         if not node.pins:
             self._inos.discard(node.ino)
+
+    def _has_changed(self, directory: Node, mark: int) -> bool:
+        """True where an answer that was asked for at ``mark`` proves nothing about what is not in it."""
+        if self._renaming and (directory in self._renaming or None in self._renaming):
+            return True
+        return max(self._changes.get(directory, 0), self._moved) >= mark
 
     def _changed_in(self, parent: Node) -> None:
         self._mark += 1

@@ -409,9 +409,12 @@ class Filesystem:
     def _rename(self, old: bytes, new: bytes, moving: Optional[Node]) -> None:
         self._removed.rename_begins(new)
         try:
-            self._remote.rename(self._far_path(old), self._far_path(new), moving.attrs if moving else None)
-            replaced = self._ns.get(new)
-            self._ns.renamed(old, new)
+            with self._ns.renaming(old):
+                self._remote.rename(
+                    self._far_path(old), self._far_path(new), moving.attrs if moving else None
+                )
+                replaced = self._ns.get(new)
+                self._ns.renamed(old, new)
         except FsError:
             self._ns.distrust_path(old)
             self._ns.distrust_path(new)

@@ -223,6 +223,29 @@ class TestOwnChanges:
         assert seen(ns, b"/a/z") in ("ask", "absent")
         assert ns.told_listing(b"/a", [], mark) is False
 
+    @pytest.mark.parametrize("old", [b"/a/x", b"/a", b"/unknown"])
+    def test_nothing_is_gone_that_is_being_renamed(self, ns: Namespace, old: bytes) -> None:
+        list_in(ns, b"/", a=DIR)
+        list_in(ns, b"/a", x=regular(1))
+        node = ns.get(b"/a/x")
+        with ns.renaming(old):
+            ns.told_absent(b"/a/x", ns.mark())
+            assert ns.told_listing(b"/a", [], ns.mark()) is False
+            assert ns.get(b"/a/x") is node
+        ns.told_absent(b"/a/x", ns.mark())
+        assert ns.get(b"/a/x") is None
+        assert ns.told_listing(b"/a", [], ns.mark()) is True
+
+    def test_one_of_two_renames_is_over(self, ns: Namespace) -> None:
+        list_in(ns, b"/", a=regular(1), b=regular(2), d=DIR)
+        list_in(ns, b"/d", c=regular(3))
+        with ns.renaming(b"/a"):
+            with ns.renaming(b"/b"):
+                pass
+            ns.told_absent(b"/a", ns.mark())
+            assert ns.get(b"/a") is not None
+            assert ns.told_listing(b"/d", [], ns.mark()) is True, "another directory"
+
     def test_answers_about_a_directory_that_was_removed(self, ns: Namespace) -> None:
         list_in(ns, b"/", a=DIR)
         list_in(ns, b"/a", x=regular(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -1223,6 +1224,41 @@ class TestLoss:
         thread.join(WAIT_S)
         assert failed == []
         assert server.disk(b"/home/g") == b"abc"
+        fs.release(handle)
+
+    @pytest.mark.parametrize("moves", ["the file", "its directory"])
+    @pytest.mark.parametrize("asks", ["the listing", "the old name", "a name below", "the new name"])
+    def test_the_server_shows_a_rename_before_it_has_answered_it(
+        self, server: FakeServer, fs: Filesystem, clock: Clock, moves: str, asks: str
+    ) -> None:
+        fs.mkdir(b"/d", 0o755)
+        handle = fs.create(b"/d/f", NEW, 0o644)
+        fs.write(handle, b"abc", 0)
+        old, new = (b"/d/f", b"/d/g") if moves == "the file" else (b"/d", b"/e")
+        ask = {
+            "the listing": lambda: fs.readdir(old.rpartition(b"/")[0] or b"/"),
+            "the old name": lambda: fs.getattr(old),
+            "a name below": lambda: fs.getattr(b"/d/f"),
+            "the new name": lambda: fs.getattr(new),
+        }[asks]
+        rename = fs._remote.rename
+
+        def answered_late(*arguments: Any) -> None:
+            rename(*arguments)
+            clock.s += fs.lifetime_s + 1  # nothing is believed: the server is asked
+            with contextlib.suppress(FsError):
+                ask()
+
+        fs._remote.rename = answered_late  # type: ignore[method-assign]
+        fs.rename(old, new)
+        at = new if moves == "the file" else b"/e/f"
+        assert fs._ns.path_of(handle.node) == at
+        server.cut()
+        fs.fsync(handle)
+        assert server.disk(b"/home" + at) == b"abc"
+        assert fs.getattr(at).ino == handle.node.ino
+        assert refused(lambda: fs.getattr(b"/d/f")) == errno.ENOENT
+        fs._ns.check_invariants()
         fs.release(handle)
 
     def test_a_reopened_file_is_not_compared_with_what_came_after_the_look(
