@@ -44,6 +44,8 @@ def errno_for(session: Session, what: str, status: StatusError, paths: Sequence[
         and _mode(session, paths[-1]) is not None
     ):
         return errno.ENOTDIR  # OpenSSH says NO_SUCH_FILE for both
+    if status.code == FX_OP_UNSUPPORTED and what == "rename":  # ProFTPD's word for EINVAL
+        return _rename_failure(session, paths[0], paths[-1], _mode(session, paths[-1])) or errno.ENOTSUP
     if status.code == FX_NO_SUCH_FILE and what == "rename":
         return _rename_failure(session, paths[0], paths[-1], _mode(session, paths[-1])) or errno.ENOENT
     if not status.is_bare_failure:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Tuple
 
 from support.asyncssh_server import AsyncsshServer
 from support.dropbear import DropbearServer
-from support.process import Missing, sftp_server_program
+from support.process import Missing, program, sftp_server_program
 from support.proftpd import ProftpdServer
 from support.rclone_server import RcloneServer
 from support.sshd import Sshd
@@ -31,3 +33,29 @@ SERVERS: Dict[str, Callable[[Path], Any]] = {
     "asyncssh": AsyncsshServer,
     "rclone serve sftp": RcloneServer,
 }
+
+_SSHD = (("sshd", "openssh-server"), "-V", r"OpenSSH_([^ ,]+)")
+_GESFTPSERVER = r"Green End SFTP server version (\S+)"
+_VERSIONS: Dict[str, Tuple[Tuple[str, str], str, str]] = {
+    "OpenSSH, internal-sftp": _SSHD,
+    "OpenSSH, sftp-server": _SSHD,
+    "dropbear, sftp-server": (("dropbear", "dropbear-bin"), "-V", r"Dropbear v(\S+)"),
+    "ProFTPD mod_sftp": (("proftpd", "proftpd-core"), "-v", r"ProFTPD Version (\S+)"),
+    "rclone serve sftp": (("rclone", "rclone"), "version", r"rclone v(\S+)"),
+}
+
+
+def version(server: str) -> str:
+    """Of the server, as it says itself; "?" where it does not."""
+    if server == "asyncssh":
+        import asyncssh
+
+        return asyncssh.__version__
+    if server == "OpenSSH, gesftpserver":
+        command, pattern = [str(gesftpserver_program()), "--version"], _GESFTPSERVER
+    else:
+        names, flag, pattern = _VERSIONS[server]
+        command = [program(*names), flag]
+    answer = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    found = re.search(pattern, answer.stdout + answer.stderr)
+    return found.group(1) if found else "?"
