@@ -116,3 +116,29 @@ def _keeps_opened(session: Session, directory: bytes) -> bool:
         return kept
     finally:
         lane.request(wire.REMOVE, wire.string(path)).wait()
+
+
+def must_be_absent(session: Session, path: bytes) -> None:
+    """Raise FsError (EEXIST) where the name is taken and EXCL may be ignored. Raises ConnectionLost."""
+    if session.is_exclusive or FSYNC in session.extensions:
+        return
+    try:
+        session.meta.request(wire.LSTAT, wire.string(path)).wait().attrs()
+    except StatusError:
+        return
+    raise FsError(errno.EEXIST)
+
+
+def made_exclusively(session: Session, path: bytes) -> None:
+    """``path`` was made with EXCL just now, and is empty: is it refused to make it again? Raises ConnectionLost."""
+    if session.is_exclusive is not None or FSYNC in session.extensions:
+        return
+    lane = session.meta
+    again = wire.open_body(path, wire.FXF_WRITE | wire.FXF_CREAT | wire.FXF_EXCL)
+    try:
+        handle = lane.request(wire.OPEN, again).wait().handle()
+    except StatusError:
+        session.is_exclusive = True
+        return
+    session.is_exclusive = False
+    lane.request(wire.CLOSE, wire.string(handle)).wait()

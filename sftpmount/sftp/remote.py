@@ -24,7 +24,7 @@ from ..errors import (
 )
 from . import diagnose, wire
 from .dialect import FSYNC as FSYNC
-from .dialect import LSETSTAT, Look, must_keep, symlink_body
+from .dialect import LSETSTAT, Look, made_exclusively, must_be_absent, must_keep, symlink_body
 from .reconnect import Reconnecting, Redo
 from .remote_file import RemoteFile, handle_of, lane_for
 from .session import Pending, Session
@@ -337,12 +337,16 @@ class Remote(Reconnecting):
         def attempt(session: Session) -> Tuple[RemoteFile, Attrs]:
             if pflags & wire.FXF_WRITE and not pflags & (wire.FXF_TRUNC | wire.FXF_EXCL):
                 must_keep(session, path)
+            if pflags & wire.FXF_EXCL:
+                must_be_absent(session, path)
             lane = lane_for(session, pflags)
             opening = lane.request(wire.OPEN, body)
             looking = lane.request(wire.LSTAT, wire.string(path))
             handle = handle_of(lane, opening)
             file.opened(session, lane, handle)
             try:
+                if pflags & wire.FXF_EXCL:
+                    made_exclusively(session, path)
                 try:
                     return file, _with_size(looking.wait().attrs())
                 except StatusError:

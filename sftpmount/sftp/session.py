@@ -360,6 +360,7 @@ class Session:
         self.link_path_first: Optional[bool] = None  # see dialect
         self.tells_links = False
         self.keeps_opened: Optional[bool] = None
+        self.is_exclusive: Optional[bool] = None
         self._alive_interval_s = alive_interval_s
         self._alive_count_max = max(1, alive_count_max)
         self._request_deadline_s = request_deadline_s

@@ -34,8 +34,8 @@ On a mount: {same} of {all} findings are "as a local disk". The others:
 - Where OPEN for writing empties the file, one that holds something is not opened (ENOTSUP, the file is kept): backup tools that
   write new files and rename them work, whatever appends does not. This is tried once, with a file of the mount's own, where the
   server has no fsync@openssh.com.
-- Where EXCL is ignored, a lock file that another client makes in the same moment may be taken for one's own: two clients must
-  not share such a server.
+- Where EXCL is ignored, the mount asks whether the name is taken before it makes a file. Two clients that make the same lock
+  file in the same moment may both get it all the same: they must not share such a server.
 """
 
 _SETTING = """

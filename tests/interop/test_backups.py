@@ -65,5 +65,6 @@ def test_rsync(mounted: Mount, source: Path, tmp_path: Path, request: pytest.Fix
         for path in source.rglob("*"):
             if path.is_symlink():
                 path.unlink()
-    assert run("rsync", "-rnci", "--delete", f"{source}/", f"{mounted.path}/copy/") == ""
+    compared = run("rsync", f"{what}nci", "--delete", f"{source}/", f"{mounted.path}/copy/")
+    assert not [line for line in compared.splitlines() if line.startswith((">f", "*deleting"))], compared
     same_contents(source, mounted.served / "copy")

@@ -176,6 +176,7 @@ class FakeServer:
         link_path_first: bool = False,
         lstat_follows: bool = False,
         empties_opened: bool = False,
+        ignores_excl: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.lock = threading.RLock()
@@ -190,6 +191,7 @@ class FakeServer:
         self.chunk_bytes = chunk_bytes
         self.link_path_first = link_path_first  # in SYMLINK, as the draft has it
         self.lstat_follows = lstat_follows  # links that lead somewhere
+        self.ignores_excl = ignores_excl  # in OPEN
         self.empties_opened = empties_opened  # files that are opened for writing, TRUNC or not
         self.root_user = root_user  # False: the mode bits of the owner count
         self.now = now
@@ -650,7 +652,7 @@ class FakeChannel:
             self._writable()
         parent, name = server._parent(path)
         inode = parent.children.get(name)
-        if inode is not None and pflags & 8 and pflags & 32:
+        if inode is not None and pflags & 8 and pflags & 32 and not server.ignores_excl:
             raise Status(status_of(errno.EEXIST))
         if inode is not None and inode.is_link:
             inode = server._find(path)

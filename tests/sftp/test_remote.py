@@ -1168,3 +1168,18 @@ class TestDialects:
             remote.fsetstat(file, Attrs(mtime=1, atime=1))
         assert refused.value.errno == errno.ENOTSUP
         assert server.content(b"/home/file") == b"written"
+
+    @pytest.mark.parametrize("ignores", [False, True])
+    def test_another_s_file_is_not_created_over_where_excl_is_ignored(
+        self, make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote], ignores: bool
+    ) -> None:
+        server = make_server(without=(FSYNC,), ignores_excl=ignores, empties_opened=ignores)
+        remote = make_remote(server)
+        server.make(b"/home/lock", b"theirs")
+        for _ in range(2):
+            with pytest.raises(FsError) as refused:
+                remote.open(b"/home/lock", W | CREAT | EXCL)
+            assert refused.value.errno == errno.EEXIST
+            remote.open(b"/home/mine-%d" % server.count("OPEN"), W | CREAT | EXCL)
+            assert remote.session().is_exclusive is not ignores
+        assert server.content(b"/home/lock") == b"theirs"
