@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Iterator
 
@@ -10,7 +11,8 @@ import pytest
 from interop.servers import SERVERS
 from interop.table import load
 from support.mount import Mount
-from tools.trees import change_tree, make_tree, run, same_contents
+from support.process import wait_until
+from tools.trees import change_tree, contents, make_tree, run, same_contents
 
 pytestmark = pytest.mark.long
 
@@ -67,4 +69,8 @@ def test_rsync(mounted: Mount, source: Path, tmp_path: Path, request: pytest.Fix
                 path.unlink()
     compared = run("rsync", f"{what}nci", "--delete", f"{source}/", f"{mounted.path}/copy/")
     assert not [line for line in compared.splitlines() if line.startswith((">f", "*deleting"))], compared
+    with contextlib.suppress(
+        TimeoutError
+    ):  # rclone stores behind the close; the comparison says what is missing
+        wait_until(lambda: contents(mounted.served / "copy") == contents(source), 20.0, "the last files")
     same_contents(source, mounted.served / "copy")
