@@ -62,6 +62,11 @@ class RemoteFile:
         self._users = 0
         self._close: Optional[Callable[[], None]] = None
 
+    @property
+    def makes_a_file(self) -> bool:
+        """It was opened to make a file, or to empty one, and no CLOSE has committed that."""
+        return bool(self.pflags & (wire.FXF_CREAT | wire.FXF_TRUNC)) and not self.is_committed
+
     # -- who uses it --------------------------------------------------------------------------------------------------
 
     def borrow(self) -> RemoteFile:

@@ -1438,6 +1438,14 @@ class TestWithoutFsync:
         assert refused(lambda: fs.flush(handle)) == errno.ENOSPC
         fs.release(handle)
 
+    def test_close_awaits_it_for_an_empty_file_too(self, make_server: MakeServer, mount: Mount) -> None:
+        server = make_server(without=(FSYNC,))
+        fs = mount(server)
+        handle = fs.create(b"/f", os.O_WRONLY | os.O_EXCL, 0o644)
+        server.arm(Fault("status", named("CLOSE"), message="No space left on device"))
+        assert refused(lambda: fs.flush(handle)) == errno.ENOSPC
+        fs.release(handle)
+
     def test_it_says_so(
         self, make_server: MakeServer, mount: Mount, caplog: pytest.LogCaptureFixture
     ) -> None:
