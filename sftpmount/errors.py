@@ -129,6 +129,7 @@ _ERRNO_OF_MESSAGE: Dict[str, int] = {
     for code in (
         errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTEMPTY, errno.EROFS, errno.EXDEV, errno.EFBIG, errno.EMLINK,
         errno.ENOTDIR, errno.EISDIR, errno.EBUSY, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE,
+        errno.EPERM, errno.EINVAL,
     )
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ have() {
         libfuse.so.2) PATH="$PATH:/usr/sbin:/sbin" ldconfig -p | grep -q 'libfuse\.so\.2 ' ;;
         mod_sftp.so) [ -e /usr/lib/proftpd/mod_sftp.so ] || compgen -G '/usr/lib*/*/proftpd/mod_sftp.so' >/dev/null ;;
         sftp-server) [ -x /usr/lib/openssh/sftp-server ] || [ -x /usr/libexec/openssh/sftp-server ] ;;
+        gesftpserver) [ -x /usr/libexec/gesftpserver ] ;;
         venv) "$python" -c 'import ensurepip, venv' 2>/dev/null ;;
         *) have_program "$1" ;;
     esac
@@ -32,6 +33,7 @@ package_for() {
         ssh | sftp | ssh-keygen) echo openssh-client ;;
         sshd) echo openssh-server ;;
         sftp-server) echo openssh-sftp-server ;;
+        dropbear) echo dropbear-bin ;; # without the service
         proftpd) echo proftpd-core ;;
         mod_sftp.so) echo proftpd-mod-crypto ;;
         unshare) echo util-linux ;;

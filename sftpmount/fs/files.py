@@ -365,9 +365,11 @@ class Files:
                 handle.owed = None  # told by this
                 self._ns.distrust(node)
                 raise
-            if has_flushed and handle.writable and not self._remote.has(FSYNC):
-                # Such servers may commit on CLOSE, and only then say that it failed (Go's, before object stores).
-                self._remote.commit_by_close(handle.remote)
+            if handle.writable and not self._remote.has(FSYNC):
+                # Such servers may commit on CLOSE, and only then say that it failed (Go's, before object stores): an empty
+                # file as well, and not where its attributes change meanwhile (rclone).
+                if has_flushed or handle.remote.makes_a_file:
+                    self._remote.commit_by_close(handle.remote)
             self._writeback.tell(file, handle)
 
     def release(self, handle: Handle) -> None:

@@ -19,6 +19,7 @@ from typing import Counter, Iterator, Optional
 from ..cache.namespace import Namespace
 from ..errors import RemoteDirectoryError, StatusError
 from ..sftp import wire
+from ..sftp.dialect import Look
 from ..sftp.remote import STATVFS
 from ..sftp.session import Session
 
@@ -111,14 +112,11 @@ class MountedDirectory:
         known = [(name, node) for name, node in children if name not in in_doubt][:NAMES_MAX]
         if not known:
             return True if in_doubt else None
-        asked = [
-            (node.mode, session.meta.request(wire.LSTAT, wire.string(base + b"/" + name)))
-            for name, node in known
-        ]
+        asked = [(node.mode, Look(session, base + b"/" + name)) for name, node in known]
         there = 0
         for mode, looking in asked:
             try:
-                there += stat.S_IFMT(looking.wait().attrs().mode or mode) == stat.S_IFMT(mode)
+                there += stat.S_IFMT(looking.attrs().mode or mode) == stat.S_IFMT(mode)
             except StatusError:
                 pass
         return there > 0

@@ -12,7 +12,14 @@ import os
 import stat
 from typing import Optional, Sequence
 
-from ..errors import FX_BAD_MESSAGE, FX_NO_SUCH_FILE, FX_OP_UNSUPPORTED, FX_PERMISSION_DENIED, StatusError
+from ..errors import (
+    FX_BAD_MESSAGE,
+    FX_FAILURE,
+    FX_NO_SUCH_FILE,
+    FX_OP_UNSUPPORTED,
+    FX_PERMISSION_DENIED,
+    StatusError,
+)
 from . import wire
 from .session import Session
 
@@ -23,7 +30,7 @@ _PATH_BYTES_MAX = 4095
 
 def errno_for(session: Session, what: str, status: StatusError, paths: Sequence[bytes]) -> int:
     """The errno for ``status`` of operation ``what`` on ``paths``; may ask the server; raises ConnectionLost only."""
-    if status.code == FX_BAD_MESSAGE and any(_too_long(path) for path in paths):
+    if status.code in (FX_BAD_MESSAGE, FX_FAILURE) and any(_too_long(path) for path in paths):
         return errno.ENAMETOOLONG
     if status.code == FX_PERMISSION_DENIED and what == "setstat":
         return errno.EPERM  # what a local chmod, chown or utimes by someone else gets
@@ -37,6 +44,8 @@ def errno_for(session: Session, what: str, status: StatusError, paths: Sequence[
         and _mode(session, paths[-1]) is not None
     ):
         return errno.ENOTDIR  # OpenSSH says NO_SUCH_FILE for both
+    if status.code == FX_OP_UNSUPPORTED and what == "rename":  # ProFTPD's word for EINVAL
+        return _rename_failure(session, paths[0], paths[-1], _mode(session, paths[-1])) or errno.ENOTSUP
     if status.code == FX_NO_SUCH_FILE and what == "rename":
         return _rename_failure(session, paths[0], paths[-1], _mode(session, paths[-1])) or errno.ENOENT
     if not status.is_bare_failure:

@@ -25,9 +25,11 @@ from ..errors import (
     StatusError,
 )
 from . import diagnose, wire
+from .dialect import FSYNC as FSYNC
+from .dialect import LSETSTAT, Look, made_exclusively, must_be_absent, must_keep, symlink_body
 from .reconnect import Reconnecting, Redo
 from .remote_file import RemoteFile, handle_of, lane_for
-from .session import Lane, Pending, Session
+from .session import Pending, Session
 from .wire import Attrs
 
 log = logging.getLogger(__name__)
@@ -41,10 +43,8 @@ READDIR_WINDOW = 16
 SHORT_READS_MAX = 1024
 
 POSIX_RENAME = b"posix-rename@openssh.com"
-FSYNC = b"fsync@openssh.com"
 HARDLINK = b"hardlink@openssh.com"
 STATVFS = b"statvfs@openssh.com"
-LSETSTAT = b"lsetstat@openssh.com"
 
 
 class Remote(Reconnecting):
@@ -85,7 +85,10 @@ class Remote(Reconnecting):
 
     def lstat(self, path: bytes) -> Attrs:
         """Attributes of ``path`` itself."""
-        return _with_size(self._meta("lstat", wire.LSTAT, wire.string(path), Pending.attrs, (path,)))
+        try:
+            return _with_size(self.run(lambda session: Look(session, path).attrs()))
+        except StatusError as status:
+            raise self.explain("lstat", status, path) from None
 
     def stat(self, path: bytes) -> Attrs:
         """Attributes of what ``path`` leads to."""
@@ -153,24 +156,30 @@ class Remote(Reconnecting):
     # -- changing the namespace -----------------------------------------------------------------------------------
 
     def _make(
-        self, what: str, kind: int, body: bytes, path: bytes, recheck: Callable[[Session], None]
+        self,
+        what: str,
+        kind: int,
+        body_for: Callable[[Session], bytes],
+        paths: Tuple[bytes, ...],
+        recheck: Callable[[Session], None],
     ) -> Attrs:
-        """One request that makes ``path``, and a look at it in the same flight."""
+        """One request that makes the last of ``paths``, and a look at it in the same flight."""
         is_made = False
+        path = paths[-1]
 
         def look(session: Session) -> Attrs:
-            return _with_size(session.meta.request(wire.LSTAT, wire.string(path)).wait().attrs())
+            return _with_size(Look(session, path).attrs())
 
         def attempt(session: Session) -> Attrs:
             nonlocal is_made
-            making = session.meta.request(kind, body)
-            looking = _look_behind(session.meta, path)
+            making = session.meta.request(kind, body_for(session))
+            looking = _look_behind(lambda: Look(session, path))
             making.wait().expect_ok()
             is_made = True
             with _behind_another():
                 if looking is not None:
                     try:
-                        return _with_size(looking.wait().attrs())
+                        return _with_size(looking.attrs())
                     except StatusError:
                         pass  # a server that does not keep the order
                 return look(session)
@@ -183,7 +192,12 @@ class Remote(Reconnecting):
         try:
             return self.run(attempt, recheck_and_look)
         except StatusError as status:
-            raise self.explain("lstat" if is_made else what, status, path) from None
+            if not is_made:
+                raise self.explain(what, status, *paths) from None
+            if what == "link" and status.code == FX_NO_SUCH_FILE:
+                # rclone's server names the extension, says OK, and makes nothing.
+                raise FsError(errno.EPERM, "the server makes no hard links, though it says so") from None
+            raise self.explain("lstat", status, path) from None
 
     def mkdir(self, path: bytes, mode: int) -> Attrs:
         """Create a directory; fails with EEXIST where anything has the name. Returns its attributes."""
@@ -195,7 +209,7 @@ class Remote(Reconnecting):
             raise Redo
 
         body = wire.string(path) + wire.attrs(Attrs(mode=mode & 0o7777))
-        return self._make("mkdir", wire.MKDIR, body, path, recheck)
+        return self._make("mkdir", wire.MKDIR, lambda _: body, (path,), recheck)
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory."""
@@ -280,8 +294,13 @@ class Remote(Reconnecting):
             if not names or names[0].name != target:
                 raise FsError(errno.EEXIST)
 
-        body = wire.symlink_body(target, path)
-        return self._make("symlink", wire.SYMLINK, body, path, recheck)
+        return self._make(
+            "symlink",
+            wire.SYMLINK,
+            lambda session: symlink_body(session, target, path),
+            (path,),
+            recheck,
+        )
 
     def link(self, old: bytes, new: bytes) -> None:
         """Create a hard link; EPERM where the server has none, as file systems without hard links say."""
@@ -295,7 +314,7 @@ class Remote(Reconnecting):
             raise Redo
 
         body = wire.extended_body(HARDLINK, wire.string(old), wire.string(new))
-        self._meta("link", wire.EXTENDED, body, Pending.expect_ok, (old, new), recheck)
+        self._make("link", wire.EXTENDED, lambda _: body, (old, new), recheck)
 
     def setstat(self, path: bytes, attrs: Attrs, *, is_symlink: bool = False) -> None:
         """Change attributes by path; of a symlink itself only where the server has lsetstat@openssh.com (else ENOTSUP)."""
@@ -321,13 +340,19 @@ class Remote(Reconnecting):
         body = wire.open_body(path, pflags, attrs)
 
         def attempt(session: Session) -> Tuple[RemoteFile, Attrs]:
+            if pflags & wire.FXF_WRITE and not pflags & (wire.FXF_TRUNC | wire.FXF_EXCL):
+                must_keep(session, path)
+            if pflags & wire.FXF_EXCL:
+                must_be_absent(session, path)
             lane = lane_for(session, pflags)
             opening = lane.request(wire.OPEN, body)
-            looking = _look_behind(lane, path)
+            looking = _look_behind(lambda: lane.request(wire.LSTAT, wire.string(path)))
             handle = handle_of(lane, opening)
             file.opened(session, lane, handle)
             try:
                 with _behind_another():
+                    if pflags & wire.FXF_EXCL:
+                        made_exclusively(session, path)
                     if looking is not None:
                         try:
                             return file, _with_size(looking.wait().attrs())
@@ -424,11 +449,19 @@ class Remote(Reconnecting):
             return lane.request(wire.FSTAT, wire.string(handle))
 
     def fsetstat_now(self, file: RemoteFile, session: Session, attrs: Attrs) -> None:
-        """Change attributes through the handle on ``session``; raises StatusError, ConnectionLost."""
+        """Change attributes through the handle on ``session``; raises StatusError, ConnectionLost.
+
+        A size is looked at in the same flight: FsError (ENOTSUP) where the server says OK and leaves it as it was.
+        """
         with file:
             lane, handle = file.attach(session)
             pending = lane.request(wire.FSETSTAT, wire.string(handle) + wire.attrs(attrs))
+            looking = lane.request(wire.FSTAT, wire.string(handle)) if attrs.size is not None else None
         pending.wait().expect_ok()
+        if looking is not None and _size_or_none(looking) not in (attrs.size, None):
+            # Another client may have changed it since, and a server need not keep the order: but not twice.
+            if _size_or_none(self.fstat_soon(file, session)) not in (attrs.size, None):
+                raise FsError(errno.ENOTSUP, "the server does not cut or extend files, though it says so")
 
     def read(self, file: RemoteFile, offset: int, length: int) -> bytes:
         """``read_with_attrs`` without the attributes."""
@@ -485,6 +518,7 @@ class Remote(Reconnecting):
         try:
             with waiting.patiently():  # the verdict must reach somebody
                 lane.request(wire.CLOSE, wire.string(handle)).wait().expect_ok()
+            file.is_committed = True
         except StatusError as status:
             raise self.explain("write", status, file.path) from None
         except ConnectionLost as error:
@@ -513,10 +547,10 @@ def _with_size(attrs: Attrs) -> Attrs:
     return attrs
 
 
-def _look_behind(lane: Lane, path: bytes) -> Optional[Pending]:
-    """An LSTAT in one flight with the request before it; None where the line broke between them: the first may be answered."""
+def _look_behind(look: Callable[[], T]) -> Optional[T]:
+    """A look in one flight with the request before it; None where the line broke between them: the first may be answered."""
     try:
-        return lane.request(wire.LSTAT, wire.string(path))
+        return look()
     except ConnectionLost:
         return None
 
@@ -528,6 +562,14 @@ def _behind_another() -> Iterator[None]:
         yield
     except NotSent as error:
         raise ConnectionLost(str(error)) from None
+
+
+def _size_or_none(looking: Pending) -> Optional[int]:
+    """None where the server does not tell."""
+    try:
+        return looking.wait().attrs().size
+    except StatusError:
+        return None
 
 
 def _log_close_error(pending: Pending) -> None:

@@ -10,6 +10,7 @@ from typing import Callable, Optional, Tuple
 from .. import waiting
 from ..errors import FX_NO_SUCH_FILE, FX_PERMISSION_DENIED, ConnectionLost, FsError, StatusError
 from . import diagnose, wire
+from .dialect import must_keep
 from .session import Lane, Pending, Session
 from .wire import Attrs
 
@@ -31,6 +32,7 @@ class RemoteFile:
         "_using",
         "closed",
         "handle",
+        "is_committed",
         "lane",
         "mode",
         "path",
@@ -53,11 +55,17 @@ class RemoteFile:
         self.lane: Optional[Lane] = None
         self.handle = b""
         self.closed = False
+        self.is_committed = False  # by a CLOSE: what it holds cannot be sent again
         self.reopening = waiting.RLock()  # held while it is opened again, and by who renames it
         self._using = threading.Lock()  # guards _users, _close; nothing is sent under it
         self._idle = threading.Condition(self._using)
         self._users = 0
         self._close: Optional[Callable[[], None]] = None
+
+    @property
+    def makes_a_file(self) -> bool:
+        """It was opened to make a file, or to empty one, and no CLOSE has committed that."""
+        return bool(self.pflags & (wire.FXF_CREAT | wire.FXF_TRUNC)) and not self.is_committed
 
     # -- who uses it --------------------------------------------------------------------------------------------------
 
@@ -119,7 +127,7 @@ class RemoteFile:
                 raise FsError(errno.ESTALE, "another file has taken its name")
             lane = lane_for(session, self.pflags)
             try:
-                handle = self._reopen(lane)
+                handle = self._reopen(session, lane)
                 try:
                     self.verify(lambda: lane.request(wire.FSTAT, wire.string(handle)).wait().attrs())
                 except FsError:
@@ -132,9 +140,11 @@ class RemoteFile:
             self.opened(session, lane, handle)
             return lane, handle
 
-    def _reopen(self, lane: Lane) -> bytes:
+    def _reopen(self, session: Session, lane: Lane) -> bytes:
         pflags = self.pflags & ~(wire.FXF_CREAT | wire.FXF_EXCL | wire.FXF_TRUNC)
         opening = wire.open_body(self.path, pflags)
+        if self.is_committed:
+            must_keep(session, self.path)
         try:
             return handle_of(lane, lane.request(wire.OPEN, opening))
         except StatusError as status:

@@ -27,6 +27,7 @@ from typing import Any, Callable, Dict, List, Optional, Protocol, Set, TypeVar
 from .. import waiting
 from ..errors import (
     FX_EOF,
+    FX_FAILURE,
     ConnectionLost,
     FsError,
     NotSent,
@@ -148,9 +149,12 @@ class Pending:
         return self._decode(wire.HANDLE, wire.parse_handle)
 
     def data(self) -> bytes:
-        """DATA; an end-of-file STATUS is b""."""
+        """DATA; an end-of-file STATUS is b"". One of OK is a failure: rclone's server says so of a READ through a handle that
+        is open for writing too, and to reconnect, and ask again, would bring the same answer."""
         if self.kind == wire.DATA and self.error is None:
             return self.body
+        if self.kind == wire.STATUS and self.error is None and self._status() is None:
+            raise StatusError(FX_FAILURE, "the server answered OK where it owes a result")
         return self._decode(wire.DATA, bytes, at_eof=b"")
 
     def names(self) -> List[wire.Entry]:
@@ -353,6 +357,10 @@ class Session:
         self.fell_silent = False  # once lost: by our own verdict, the server has not ended the connection
         self.left_one_out = False  # once lost: while one request waited in vain, others were answered
         self.limits = DEFAULT_LIMITS
+        self.link_path_first: Optional[bool] = None  # see dialect
+        self.tells_links = False
+        self.keeps_opened: Optional[bool] = None
+        self.is_exclusive: Optional[bool] = None
         self._alive_interval_s = alive_interval_s
         self._alive_count_max = max(1, alive_count_max)
         self._request_deadline_s = request_deadline_s

@@ -13,7 +13,7 @@ import pytest
 from fs.conftest import Mounted
 from fs.test_filesystem import OLD, WORK, get, names, noise, put, read_all, refused
 from sftp.fake_server import FakeServer
-from sftp.places import Place, at_fake, at_sshd
+from sftp.places import Place, at_fake, at_server
 from sftpmount.cache.blocks import BLOCK_BYTES
 from sftpmount.errors import ConnectionLost
 from sftpmount.fs.filesystem import Filesystem
@@ -26,7 +26,7 @@ WAIT_S = 20.0
 @pytest.fixture(params=["fake", "sshd"])
 def place(request: pytest.FixtureRequest, sshd: Sshd, tmp_path: Path) -> Iterator[Place]:
     server = FakeServer()  # by the real clock
-    yield at_fake(server) if request.param == "fake" else at_sshd(sshd, tmp_path)
+    yield at_fake(server) if request.param == "fake" else at_server(sshd, tmp_path)
     server.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Tuple
 
+from interop import table as interop
 from servers.cases import ALONE, GUIDES, REFUSED, Accepted, Refused
 from servers.door_table import load, section, table
 
@@ -47,6 +48,7 @@ def document() -> str:
     for title, refused in REFUSED.items():
         parts.append(table((_TITLES[title], "Server", "`security=`", "Exit", "Said"), map(_refused, refused)))
     parts.append(section(load()))
+    parts.append(interop.section(interop.load()))
     return "\n".join(part.strip("\n") + "\n" for part in parts)
 
 

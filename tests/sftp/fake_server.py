@@ -173,6 +173,10 @@ class FakeServer:
         read_bytes_max: int = 261120,
         chunk_bytes: int = 1 << 20,
         root_user: bool = True,
+        link_path_first: bool = False,
+        lstat_follows: bool = False,
+        empties_opened: bool = False,
+        ignores_excl: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.lock = threading.RLock()
@@ -185,6 +189,10 @@ class FakeServer:
         self.version = version
         self.read_bytes_max = read_bytes_max
         self.chunk_bytes = chunk_bytes
+        self.link_path_first = link_path_first  # in SYMLINK, as the draft has it
+        self.lstat_follows = lstat_follows  # links that lead somewhere
+        self.ignores_excl = ignores_excl  # in OPEN
+        self.empties_opened = empties_opened  # files that are opened for writing, TRUNC or not
         self.root_user = root_user  # False: the mode bits of the owner count
         self.now = now
         self.free_bytes = 1 << 40
@@ -644,7 +652,7 @@ class FakeChannel:
             self._writable()
         parent, name = server._parent(path)
         inode = parent.children.get(name)
-        if inode is not None and pflags & 8 and pflags & 32:
+        if inode is not None and pflags & 8 and pflags & 32 and not server.ignores_excl:
             raise Status(status_of(errno.EEXIST))
         if inode is not None and inode.is_link:
             inode = server._find(path)
@@ -659,7 +667,7 @@ class FakeChannel:
                 raise Status(status_of(errno.EACCES))
         if inode.is_dir and pflags & 2:
             raise Status(status_of(errno.EISDIR))
-        if pflags & 16:
+        if pflags & 16 or (pflags & 2 and server.empties_opened):
             inode.data.clear()
             inode.mtime = int(server.now())
         return self._new_handle(_Open(path, inode, pflags))
@@ -689,7 +697,12 @@ class FakeChannel:
         return 101, status(0)
 
     def _lstat(self, fields: Fields) -> Tuple[int, bytes]:
-        return 105, self.server._find(fields.string(), follow=False).attrs()
+        path = fields.string()
+        inode = self.server._find(path, follow=False)
+        if self.server.lstat_follows:
+            with contextlib.suppress(Status):
+                inode = self.server._find(path)
+        return 105, inode.attrs()
 
     def _stat(self, fields: Fields) -> Tuple[int, bytes]:
         return 105, self.server._find(fields.string()).attrs()
@@ -801,8 +814,10 @@ class FakeChannel:
     def _symlink(self, fields: Fields) -> Tuple[int, bytes]:
         self._writable()
         target, path = fields.string(), fields.string()  # OpenSSH's order, not the draft's
+        if self.server.link_path_first:
+            target, path = path, target
         parent, name = self.server._parent(path)
-        if name in parent.children:
+        if name in parent.children or not name:
             raise Status(status_of(errno.EEXIST))
         inode = Inode(stat.S_IFLNK | 0o777, int(self.server.now()))
         inode.target = target

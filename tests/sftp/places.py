@@ -1,4 +1,4 @@
-"""Where the contract is tested: a directory of the fake server, or of a real OpenSSH one."""
+"""Where the contract is tested: a directory of the fake server, or of a real one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sftpmount.errors import AuthenticationError
 from sftpmount.options import SshOptions
 from sftpmount.sftp.session import ByteConnection
 from sftpmount.ssh.connect import Dialer
-from support.sshd import Sshd
+from support.sshd import Server
 
 
 class Place:
@@ -51,18 +51,18 @@ def at_fake(server: FakeServer) -> Place:
     return Place("fake", server.dial, b"/home/place", server)
 
 
-def at_sshd(sshd: Sshd, directory: Path) -> Place:
+def at_server(server: Server, directory: Path) -> Place:
     options = SshOptions(
         "127.0.0.1",
-        user=sshd.user,
-        port=sshd.port,
+        user=server.user,
+        port=server.port,
         config_file="none",
-        identity_files=(str(sshd.user_key),),
-        known_hosts_files=(str(sshd.known_hosts),),
+        identity_files=(str(server.user_key),),
+        known_hosts_files=(str(server.known_hosts),),
         connect_timeout_s=20.0,
         ssh_options=(("globalknownhostsfile", "none"), ("identityagent", "none")),
     )
-    return Place("sshd", Dialer(options, _Nobody()), str(directory).encode())
+    return Place("real", Dialer(options, _Nobody()), str(directory).encode())
 
 
 class _Nobody:

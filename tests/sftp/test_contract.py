@@ -15,7 +15,7 @@ from typing import Callable, Iterator, List
 import pytest
 
 from sftp.fake_server import FakeServer
-from sftp.places import Place, at_fake, at_sshd
+from sftp.places import Place, at_fake, at_server
 from sftpmount.errors import FsError
 from sftpmount.sftp import wire
 from sftpmount.sftp.remote import FSYNC, Remote
@@ -60,7 +60,9 @@ def both(sshd: Sshd) -> Iterator[Both]:
 def shared(
     request: pytest.FixtureRequest, both: Both, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Place, Remote]:
-    place = both.fake if request.param == "fake" else at_sshd(both.sshd, tmp_path_factory.mktemp("contract"))
+    place = (
+        both.fake if request.param == "fake" else at_server(both.sshd, tmp_path_factory.mktemp("contract"))
+    )
     return place, both.start(place)
 
 

@@ -1059,3 +1059,127 @@ class TestCommitByClose:
             remote.commit_by_close(file)
         write(remote, file, 3, b"def")
         assert server.content(b"/home/f") == b"abcdef"
+
+
+class TestDialects:
+    """What servers read differently, and what some say they do and do not: see sftp/dialect.py."""
+
+    @pytest.mark.parametrize("link_path_first", [False, True])
+    def test_a_link_points_where_it_should_in_either_order(
+        self,
+        make_server: Callable[..., FakeServer],
+        make_remote: Callable[..., Remote],
+        link_path_first: bool,
+    ) -> None:
+        server = make_server(link_path_first=link_path_first)
+        remote = make_remote(server)
+        for name in (b"/home/one", b"/home/two"):
+            remote.symlink(b"target", name)
+            assert server.at(name).target == b"target"
+        assert sorted(server.tree(b"/home")) == [b"one", b"two"]
+        assert server.count("SYMLINK") == 4, "the order is asked for once"
+
+    def test_the_order_is_asked_for_anew_after_a_reconnect(
+        self, make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote]
+    ) -> None:
+        server = make_server(link_path_first=True)
+        remote = make_remote(server)
+        remote.symlink(b"target", b"/home/one")
+        server.link_path_first = False  # another program serves it now
+        server.cut()
+        remote.symlink(b"target", b"/home/two")
+        assert server.at(b"/home/two").target == b"target"
+
+    def test_a_link_is_shown_as_one_by_a_server_that_follows_it(
+        self, make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote]
+    ) -> None:
+        server = make_server(lstat_follows=True, without=(b"lsetstat@openssh.com",))
+        remote = make_remote(server)
+        server.make_dir(b"/home/precious")
+        attrs = remote.symlink(b"precious", b"/home/link")
+        for seen in (attrs, remote.lstat(b"/home/link")):
+            assert stat.S_ISLNK(seen.mode or 0)
+            assert seen.size == len(b"precious")
+        assert stat.S_ISDIR(remote.lstat(b"/home/precious").mode or 0)
+
+    def test_who_tells_links_is_not_asked_twice(
+        self, make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote]
+    ) -> None:
+        server = make_server(without=(b"lsetstat@openssh.com",))
+        remote = make_remote(server)
+        server.make(b"/home/file")
+        remote.symlink(b"file", b"/home/link")
+        wait_until(lambda: remote.session().tells_links, 10.0, "the proof")
+        asked = server.count("READLINK")
+        remote.lstat(b"/home/file")
+        assert server.count("READLINK") == asked
+
+    def test_a_hard_link_that_was_not_made_is_refused(
+        self, server: FakeServer, make_remote: Callable[..., Remote]
+    ) -> None:
+        remote = make_remote(server)
+        server.make(b"/home/file")
+        server.arm(Fault("not done", lambda request: request.name == "hardlink"))
+        with pytest.raises(FsError) as refused:
+            remote.link(b"/home/file", b"/home/other")
+        assert refused.value.errno == errno.EPERM
+        assert not server.has(b"/home/other")
+
+    def test_a_file_that_was_not_cut_is_an_error(
+        self, server: FakeServer, make_remote: Callable[..., Remote]
+    ) -> None:
+        remote = make_remote(server)
+        server.make(b"/home/file", b"0123456789")
+        file, _ = remote.open(b"/home/file", W)
+        server.arm(Fault("not done", named("FSETSTAT")))
+        with pytest.raises(FsError) as refused:
+            remote.fsetstat(file, Attrs(size=4))
+        assert refused.value.errno == errno.ENOTSUP
+        remote.fsetstat(file, Attrs(size=4))
+        assert server.content(b"/home/file") == b"0123"
+
+    @pytest.mark.parametrize("empties", [False, True])
+    def test_a_file_is_not_opened_where_that_would_empty_it(
+        self, make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote], empties: bool
+    ) -> None:
+        server = make_server(without=(FSYNC,), empties_opened=empties)
+        remote = make_remote(server)
+        server.make(b"/home/file", b"precious")
+        server.make(b"/home/empty")
+        remote.open(b"/home/empty", W)
+        assert server.count("WRITE") == 0, "it was tried where there was nothing to lose"
+        if empties:
+            with pytest.raises(FsError) as refused:
+                remote.open(b"/home/file", W)
+            assert refused.value.errno == errno.ENOTSUP
+        else:
+            remote.open(b"/home/file", W)
+        assert server.tree() == {b"file": b"precious", b"empty": b""}
+
+    def test_what_a_close_committed_is_not_emptied_by_the_next_write(
+        self, make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote]
+    ) -> None:
+        server = make_server(without=(FSYNC,), empties_opened=True)
+        remote = make_remote(server)
+        file, _ = remote.open(b"/home/file", W | CREAT | TRUNC)
+        server.at(b"/home/file").data[:] = b"written"
+        remote.commit_by_close(file)
+        with pytest.raises(FsError) as refused:
+            remote.fsetstat(file, Attrs(mtime=1, atime=1))
+        assert refused.value.errno == errno.ENOTSUP
+        assert server.content(b"/home/file") == b"written"
+
+    @pytest.mark.parametrize("ignores", [False, True])
+    def test_another_s_file_is_not_created_over_where_excl_is_ignored(
+        self, make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote], ignores: bool
+    ) -> None:
+        server = make_server(without=(FSYNC,), ignores_excl=ignores, empties_opened=ignores)
+        remote = make_remote(server)
+        server.make(b"/home/lock", b"theirs")
+        for _ in range(2):
+            with pytest.raises(FsError) as refused:
+                remote.open(b"/home/lock", W | CREAT | EXCL)
+            assert refused.value.errno == errno.EEXIST
+            remote.open(b"/home/mine-%d" % server.count("OPEN"), W | CREAT | EXCL)
+            assert remote.session().is_exclusive is not ignores
+        assert server.content(b"/home/lock") == b"theirs"

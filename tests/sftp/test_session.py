@@ -142,7 +142,7 @@ class TestReplies:
 
     @pytest.mark.parametrize(
         "decode",
-        [Pending.handle, Pending.data, Pending.names, Pending.attrs, Pending.limits, Pending.statvfs],
+        [Pending.handle, Pending.names, Pending.attrs, Pending.limits, Pending.statvfs],
     )
     def test_ok_is_no_result(
         self, server: FakeServer, make: Callable[..., Session], decode: Callable[[Pending], object]
@@ -151,6 +151,14 @@ class TestReplies:
         server.arm(Fault("not done"))
         with pytest.raises(ProtocolViolation):
             decode(lstat(session, b"/home").wait())
+
+    def test_ok_is_no_data_but_no_reason_to_reconnect(
+        self, server: FakeServer, make: Callable[..., Session]
+    ) -> None:
+        session = make(server)
+        server.arm(Fault("not done"))
+        with pytest.raises(StatusError):
+            lstat(session, b"/home").wait().data()
 
 
 class TestLimits:

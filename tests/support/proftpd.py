@@ -8,23 +8,22 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Sequence
 
-from support.process import Missing, program, wait_until
-from support.server_files import ServerFiles, algorithm_lists, answers
+from support.process import Missing, program
+from support.server_files import ServerProcess, algorithm_lists
 
 _DIRECTIVES = {"KexAlgorithms": "SFTPKeyExchanges", "Ciphers": "SFTPCiphers", "MACs": "SFTPDigests"}
-_START_TIMEOUT_S = 20.0
 
 
-class ProftpdServer(ServerFiles):
+class ProftpdServer(ServerProcess):
     """One server; see support.sshd.Sshd for the attributes, and server_files for ``config``."""
 
     def __init__(
         self, tmp_dir: Path, config: str = "", *, host_key_types: Sequence[str] = ("ed25519",)
     ) -> None:
         super().__init__(tmp_dir, "proftpd", host_key_types)
-        self._binary = program("proftpd", "proftpd-core")
+        binary = program("proftpd", "proftpd-core")
         uid, gid = os.getuid(), os.getgid()
         (self.dir / "passwd").write_text(f"{self.user}:x:{uid}:{gid}::{self.dir}:/bin/sh\n")
         (self.dir / "group").write_text(f"{self.user}:x:{gid}:\n")
@@ -55,42 +54,8 @@ class ProftpdServer(ServerFiles):
             ),
         ]
         (self.dir / "proftpd.conf").write_text("\n".join(lines) + "\n")
-        self._process: Optional[subprocess.Popen[bytes]] = None
-
-    def __enter__(self) -> ProftpdServer:
-        with (self.dir / "output").open("wb") as output:
-            self._process = subprocess.Popen(
-                [self._binary, "-n", "-c", str(self.dir / "proftpd.conf")],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        process = self._process
-        try:
-            wait_until(
-                lambda: process.poll() is not None or answers(self.port),
-                _START_TIMEOUT_S,
-                "proftpd's greeting",
-            )
-            if process.poll() is not None:
-                raise RuntimeError(f"proftpd did not start:\n{(self.dir / 'output').read_text()[-2000:]}")
-        except BaseException:
-            self.__exit__()
-            raise
-        self.trust(self.port)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()  # it ends its sessions too
-        try:
-            process.wait(timeout=5.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        self.command = [binary, "-n", "-c", str(self.dir / "proftpd.conf")]
+        self.output = self.dir / "output"
 
 
 def _modules() -> Path:

@@ -7,12 +7,17 @@ The algorithms of a server are said in sshd_config's words, whatever the server:
 from __future__ import annotations
 
 import getpass
+import os
 import socket
+import subprocess
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence, TypeVar
 
-from support.process import free_port
+from support.process import free_port, wait_until
 from support.sshd import keygen, public_key, write_known_hosts
+
+_START_TIMEOUT_S = 20.0
+_Self = TypeVar("_Self", bound="ServerProcess")
 
 
 class ServerFiles:
@@ -46,6 +51,56 @@ class ServerFiles:
     def log_text(self) -> str:
         """What the server has logged so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+class ServerProcess(ServerFiles):
+    """One that is a program in the foreground, ``command``, whose port and files are those of this object.
+
+    What it says goes to ``output``. Its sessions end when it is told to end."""
+
+    def __init__(self, tmp_dir: Path, name: str, host_key_types: Sequence[str]) -> None:
+        super().__init__(tmp_dir, name, host_key_types)
+        self.command: List[str] = []
+        self.output = self.log
+        self._process: Optional[subprocess.Popen[bytes]] = None
+
+    def __enter__(self: _Self) -> _Self:
+        with self.output.open("ab") as output:
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "HOME": str(self.dir)},
+                start_new_session=True,
+            )
+        process = self._process
+        try:
+            wait_until(
+                lambda: process.poll() is not None or answers(self.port),
+                _START_TIMEOUT_S,
+                f"the greeting of {self.command[0]}",
+            )
+            if process.poll() is not None:
+                raise RuntimeError(
+                    f"{self.command[0]} did not start:\n{self.output.read_text(errors='replace')[-2000:]}"
+                )
+        except BaseException:
+            self.__exit__()
+            raise
+        self.trust(self.port)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(timeout=5.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def algorithm_lists(config: str) -> Dict[str, List[str]]:

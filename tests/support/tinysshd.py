@@ -1,21 +1,14 @@
-"""tinysshd on 127.0.0.1, which has chacha20-poly1305 and nothing else; it expects an inetd to take connections, which is here.
-
-It knows one place for authorized keys, ~/.ssh, and wants all directories above it to be root's or the user's own: each of its
-processes gets a mount namespace in which the top one (/root, or /home) is the server's. Files of the tests that lie below
-that directory are hidden from it.
-"""
+"""tinysshd on 127.0.0.1, which has chacha20-poly1305 and nothing else; it expects an inetd to take connections, which is here."""
 
 from __future__ import annotations
 
-import os
-import pwd
 import socket
 import subprocess
 from pathlib import Path
 from typing import List, Optional
 
 from support.listener import Listener
-from support.namespace import DROP_COPIES
+from support.own_home import in_own_home
 from support.process import program, sftp_server_program
 from support.server_files import ServerFiles
 
@@ -25,32 +18,14 @@ class TinySshd(ServerFiles):
 
     def __init__(self, tmp_dir: Path) -> None:
         super().__init__(tmp_dir, "tinysshd", ())
-        top, *below = Path(pwd.getpwuid(os.geteuid()).pw_dir).parts[1:]
-        home = self.dir.joinpath("top", *below)
-        (home / ".ssh").mkdir(mode=0o700, parents=True)
-        for each in (home, *home.parents[: len(below)]):
-            each.chmod(0o700)
-        authorized = home / ".ssh" / "authorized_keys"
-        authorized.write_bytes(self.user_key.with_suffix(".pub").read_bytes())
-        authorized.chmod(0o600)
         keys = self.dir / "keys"
         subprocess.run([program("tinysshd-makekey", "tinysshd"), "-q", str(keys)], check=True)
         printed = subprocess.run(
             [program("tinysshd-printkey", "tinysshd"), str(keys)], check=True, capture_output=True, text=True
         )
         self._public = printed.stdout.strip()
-        as_root = [] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
         self._command = [
-            *[
-                "unshare",
-                "--mount",
-                *as_root,
-                "sh",
-                "-c",
-                f'{DROP_COPIES}mount --bind "$1" "$2" && shift 2 && exec "$@"',
-                "sh",
-            ],
-            *[str(self.dir / "top"), f"/{top}"],
+            *in_own_home(self.dir, self.user_key.with_suffix(".pub")),
             *[program("tinysshd", "tinysshd"), "-v", "-x", f"sftp={sftp_server_program()}", str(keys)],
         ]
         self._listener: Optional[Listener] = None
