@@ -141,8 +141,8 @@ class Commit:
 
 
 def block_range(start: int, end: int) -> range:
-    """The indices of the blocks that ``[start, end)`` touches."""
-    return range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES))
+    """The indices of the blocks that ``[start, end)`` touches; none where it is empty."""
+    return range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES) if start < end else 0)
 
 
 class FileCache:

@@ -285,6 +285,18 @@ class TestOwnView:
         fs.release(handle)
         assert fs.getattr(b"/f").size == 1500
 
+    def test_random_reads_bring_little_more_than_they_ask_for(self, server: FakeServer, fs: Filesystem) -> None:
+        data = noise(64 * BLOCK_BYTES)
+        server.make(b"/home/f", data, mtime=int(START_S) - 100)
+        handle = fs.open(b"/f", os.O_RDONLY)
+        fs.read(handle, 1, 40 * BLOCK_BYTES)  # a jump
+        before = fs._remote.received_bytes
+        places = [block * BLOCK_BYTES + 5000 for block in (60, 20, 50, 9, 33, 57, 1, 29, 12, 46)]
+        for place in places:
+            assert fs.read(handle, 4096, place) == data[place : place + 4096]
+        assert fs._remote.received_bytes - before < len(places) * (4096 + 200)
+        fs.release(handle)
+
     def test_a_late_answer_is_older_than_our_write(self, server: FakeServer, fs: Filesystem) -> None:
         """The server reads the block, we write, commit and let go of it, and only then does the old block arrive."""
         server.make(b"/home/f", b"o" * BLOCK_BYTES, mtime=int(START_S) - 100)
