@@ -349,14 +349,14 @@ class Files:
     def flush(self, handle: Handle) -> None:
         """close(2) of one descriptor: the point of truth, see ``WriteBack.flush``."""
         if handle.writable:
-            self._flush(handle, commit=self._commit_on_close)
+            self._flush(handle, commit=self._commit_on_close, is_closed=True)
 
     def fsync(self, handle: Handle) -> None:
         """Everything written to this file, through whatever handle, is on the server's disk when this returns."""
         self._owed.settle(handle.node)
-        self._flush(handle, commit=True)
+        self._flush(handle, commit=True, is_closed=False)
 
-    def _flush(self, handle: Handle, *, commit: bool) -> None:
+    def _flush(self, handle: Handle, *, commit: bool, is_closed: bool) -> None:
         node, file = handle.node, handle.file
         with node.operation:
             try:
@@ -369,7 +369,7 @@ class Files:
                 # Such servers may commit on CLOSE, and only then say that it failed (Go's, before object stores): an empty
                 # file as well, and not where its attributes change meanwhile (rclone).
                 if has_flushed or handle.remote.makes_a_file:
-                    self._remote.commit_by_close(handle.remote)
+                    self._remote.commit_by_close(handle.remote, is_closed=is_closed)
             self._writeback.tell(file, handle)
 
     def release(self, handle: Handle) -> None:

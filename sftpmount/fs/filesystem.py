@@ -411,7 +411,10 @@ class Filesystem:
         try:
             with self._ns.renaming(old):
                 self._remote.rename(
-                    self._far_path(old), self._far_path(new), moving.attrs if moving else None
+                    self._far_path(old),
+                    self._far_path(new),
+                    moving.attrs if moving else None,
+                    moving.target if moving else None,
                 )
                 replaced = self._ns.get(new)
                 self._ns.renamed(old, new)

@@ -4,7 +4,8 @@
   wherever the target points to. Both orders are asked to make a link where there can be none: at ``/``, which is there, and
   below a directory that is not. The server says "no such file" to the one that it reads as the second.
 - LSTAT: some servers follow a link that leads somewhere, and a program that removes trees would go on behind it. READLINK in
-  the same flight tells, until the server has shown that it can tell a link from its target.
+  the same flight tells, until the server has shown that it can tell a link from its target. Until then it is not asked to
+  rename a link, or something to the name of one, or to make a hard link of one: it might do so with what the link leads to.
 - OPEN for writing: some servers empty a file that is there although TRUNC is not asked for, and what was in it is lost. One
   that has no fsync@openssh.com, as those that stand before something else than files, is tried with a file of our own.
 """
@@ -15,6 +16,7 @@ import errno
 import os
 import stat
 import uuid
+from typing import List
 
 from ..errors import FX_NO_SUCH_FILE, ConnectionLost, FsError, StatusError
 from . import wire
@@ -47,15 +49,22 @@ def _is_no_such_file(asked: Pending) -> bool:
     return False
 
 
+def _may_follow(session: Session) -> bool:
+    return not session.tells_links and LSETSTAT not in session.extensions
+
+
 class Look:
-    """LSTAT of a path, sent when this is made, and believed once it is known that the server tells links."""
+    """LSTAT of a path, sent when this is made, and believed once it is known that the server tells links.
+
+    ``is_followed``, behind ``attrs()``: it is a link, and LSTAT showed what it leads to.
+    """
 
     def __init__(self, session: Session, path: bytes) -> None:
         self._session = session
         self._path = wire.string(path)
+        self.is_followed = False
         self._looking = session.meta.request(wire.LSTAT, self._path)
-        doubted = not session.tells_links and LSETSTAT not in session.extensions
-        self._reading = session.meta.request(wire.READLINK, self._path) if doubted else None
+        self._reading = session.meta.request(wire.READLINK, self._path) if _may_follow(session) else None
 
     def attrs(self) -> Attrs:
         """Wait for them. Raises StatusError, ConnectionLost."""
@@ -71,6 +80,7 @@ class Look:
             return attrs
         if not names:
             return attrs
+        self.is_followed = True
         return attrs._replace(mode=stat.S_IFLNK | 0o777, size=len(names[0].name))
 
     def _is_it_known_to_lead_somewhere(self) -> None:
@@ -86,6 +96,21 @@ class Look:
         self._session.meta.request(wire.STAT, self._path, callback=found, is_awaited=False)
 
 
+def followed(session: Session, *paths: bytes) -> List[bool]:
+    """Of each path whether it is a symbolic link, and the server follows it where it should not. Raises ConnectionLost."""
+    if not _may_follow(session):
+        return [False] * len(paths)
+    return [_is_followed(look) for look in [Look(session, path) for path in paths]]
+
+
+def _is_followed(look: Look) -> bool:
+    try:
+        look.attrs()
+    except StatusError:
+        return False
+    return look.is_followed
+
+
 def must_keep(session: Session, path: bytes) -> None:
     """Raise FsError (ENOTSUP) where opening ``path`` for writing would empty it. Raises StatusError, ConnectionLost."""
     if session.keeps_opened or FSYNC in session.extensions:
@@ -95,10 +120,15 @@ def must_keep(session: Session, path: bytes) -> None:
             return  # nothing to lose
     except StatusError:
         return  # nothing there, or the server says to the OPEN what there is to say
+    if not keeps_opened(session, path):
+        raise FsError(errno.ENOTSUP, "the server empties a file that is opened for writing")
+
+
+def keeps_opened(session: Session, path: bytes) -> bool:
+    """True where opening a file for writing leaves what is in it; tried beside ``path``, once. Raises as ``must_keep``."""
     if session.keeps_opened is None:
         session.keeps_opened = _keeps_opened(session, os.path.dirname(path))
-    if not session.keeps_opened:
-        raise FsError(errno.ENOTSUP, "the server empties a file that is opened for writing")
+    return session.keeps_opened
 
 
 def _keeps_opened(session: Session, directory: bytes) -> bool:

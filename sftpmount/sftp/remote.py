@@ -26,7 +26,16 @@ from ..errors import (
 )
 from . import diagnose, wire
 from .dialect import FSYNC as FSYNC
-from .dialect import LSETSTAT, Look, made_exclusively, must_be_absent, must_keep, symlink_body
+from .dialect import (
+    LSETSTAT,
+    Look,
+    followed,
+    keeps_opened,
+    made_exclusively,
+    must_be_absent,
+    must_keep,
+    symlink_body,
+)
 from .reconnect import Reconnecting, Redo
 from .remote_file import RemoteFile, handle_of, lane_for
 from .session import Pending, Session
@@ -231,15 +240,28 @@ class Remote(Reconnecting):
 
         return recheck
 
-    def rename(self, old: bytes, new: bytes, known: Optional[Attrs] = None) -> None:
+    def rename(
+        self,
+        old: bytes,
+        new: bytes,
+        known: Optional[Attrs] = None,
+        link_target: Optional[bytes] = None,
+    ) -> None:
         """POSIX rename, atomically over an existing target where the server can; ``old == new`` does nothing.
 
         ``known``: attributes of ``old`` as last seen. After a lost reply they tell whether what stands at ``new`` is it.
+        ``link_target``: where ``old`` leads, where it is known to be a symbolic link.
         """
         if known is None:
             known = self.lstat(old)
         if old == new:  # Windows' OpenSSH deletes a file that is renamed to itself
             self.lstat(old)
+            return
+        is_link, is_over_link = self.run(lambda session: followed(session, old, new))
+        if is_over_link:
+            self.unlink(new)
+        if is_link:
+            self._move_link(old, new, link_target)
             return
 
         def recheck(session: Session) -> None:
@@ -259,17 +281,25 @@ class Remote(Reconnecting):
             self._meta("rename", wire.EXTENDED, body, Pending.expect_ok, (old, new), recheck)
             return
         # Plain RENAME: some servers refuse an existing target, others overwrite it; a directory must not merge.
+        self._clear_rename_target(old, new)
+        self._meta("rename", wire.RENAME, names, Pending.expect_ok, (old, new), recheck)
+
+    def _move_link(self, old: bytes, new: bytes, target: Optional[bytes]) -> None:
+        """Rename a symbolic link on a server that would rename what it leads to. Not atomic: for a moment both are there."""
+        if target is None:
+            target = self.readlink(old)
+        self._clear_rename_target(old, new)
+        self.symlink(target, new)
+        self.unlink(old)
+
+    def _clear_rename_target(self, old: bytes, new: bytes) -> None:
+        """Where rename cannot replace: an empty directory is removed first, a file too: not atomic."""
         try:
             target = self.lstat(new)
         except FsError as error:
             if error.errno != errno.ENOENT:
                 raise
-        else:
-            self._clear_rename_target(old, new, target)
-        self._meta("rename", wire.RENAME, names, Pending.expect_ok, (old, new), recheck)
-
-    def _clear_rename_target(self, old: bytes, new: bytes, target: Attrs) -> None:
-        """Where rename cannot replace: an empty directory is removed first, a file too (not atomic, and said so once)."""
+            return
         source_is_dir = stat.S_ISDIR(self.lstat(old).mode or 0)
         target_is_dir = stat.S_ISDIR(target.mode or 0)
         if target_is_dir and not source_is_dir:
@@ -307,6 +337,9 @@ class Remote(Reconnecting):
         if not self.has(HARDLINK):
             raise FsError(errno.EPERM)
 
+        if self.run(lambda session: followed(session, old))[0]:
+            raise FsError(errno.EPERM, "the server makes hard links of what a symbolic link leads to")
+
         def recheck(session: Session) -> None:
             # As with mkdir: a link may be a lock, and attributes do not tell ours from another's.
             if _lstat_or_none(session, new) is not None:
@@ -317,10 +350,13 @@ class Remote(Reconnecting):
         self._make("link", wire.EXTENDED, lambda _: body, (old, new), recheck)
 
     def setstat(self, path: bytes, attrs: Attrs, *, is_symlink: bool = False) -> None:
-        """Change attributes by path; of a symlink itself only where the server has lsetstat@openssh.com (else ENOTSUP)."""
+        """Change attributes by path; of a symlink itself only where the server has lsetstat@openssh.com.
+
+        Else ENOSYS for its times, which rsync and cp take for "does without" and pass over, ENOTSUP for its owner.
+        """
         if is_symlink:
             if not self.has(LSETSTAT):
-                raise FsError(errno.ENOTSUP)
+                raise FsError(errno.ENOTSUP if attrs.mtime is None else errno.ENOSYS)
             body = wire.extended_body(LSETSTAT, wire.string(path), wire.attrs(attrs))
             self._meta("setstat", wire.EXTENDED, body, Pending.expect_ok, (path,))
         else:
@@ -510,8 +546,13 @@ class Remote(Reconnecting):
         except StatusError as status:
             raise self.explain("setstat" if attrs.size is None else "truncate", status, file.path) from None
 
-    def commit_by_close(self, file: RemoteFile) -> None:
-        """CLOSE, and await the verdict; the next use of ``file`` opens it again. For servers that have no fsync."""
+    def commit_by_close(self, file: RemoteFile, *, is_closed: bool = True) -> None:
+        """CLOSE, and await the verdict; the next use of ``file`` opens it again. For servers that have no fsync.
+
+        Unless ``is_closed``, as far as the program goes, nothing is done where the server would not let it write on.
+        """
+        if not is_closed and not self._may_be_opened_again(file):
+            return
         session, lane, handle = file.detach()
         if session is None or lane is None:
             return
@@ -524,6 +565,12 @@ class Remote(Reconnecting):
         except ConnectionLost as error:
             # Nothing tells whether it was committed, and what was sent is no longer held: say that it failed.
             raise FsError(errno.EIO, "the connection was lost while the server closed the file") from error
+
+    def _may_be_opened_again(self, file: RemoteFile) -> bool:
+        try:
+            return self.run(lambda session: keeps_opened(session, file.path))
+        except StatusError:
+            return False
 
     def close_file(self, file: RemoteFile) -> None:
         """Give the handle back when its last user has; the server's answer is logged, nothing depends on it."""
@@ -583,7 +630,7 @@ def _log_close_error(pending: Pending) -> None:
 
 def _lstat_or_none(session: Session, path: bytes) -> Optional[Attrs]:
     try:
-        return session.meta.request(wire.LSTAT, wire.string(path)).wait().attrs()
+        return Look(session, path).attrs()
     except StatusError as status:
         if status.code == FX_NO_SUCH_FILE:
             return None

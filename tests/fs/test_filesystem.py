@@ -285,7 +285,9 @@ class TestOwnView:
         fs.release(handle)
         assert fs.getattr(b"/f").size == 1500
 
-    def test_random_reads_bring_little_more_than_they_ask_for(self, server: FakeServer, fs: Filesystem) -> None:
+    def test_random_reads_bring_little_more_than_they_ask_for(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
         data = noise(64 * BLOCK_BYTES)
         server.make(b"/home/f", data, mtime=int(START_S) - 100)
         handle = fs.open(b"/f", os.O_RDONLY)
@@ -1777,6 +1779,15 @@ class TestAttributes:
         assert (inode.atime, inode.mtime) == (100, 300)
         fs.utimens(b"/f", None, None)
         assert (inode.atime, inode.mtime) == (100, 300)
+
+    def test_a_link_whose_owner_the_server_cannot_change(self, make_server: MakeServer, mount: Mount) -> None:
+        fs = mount(make_server(without=(b"lsetstat@openssh.com",)))
+        fs.symlink(b"anywhere", b"/link")
+        seen = fs.getattr(b"/link")
+        fs.chown(b"/link", seen.uid, seen.gid)
+        fs.chown(b"/link", -1, seen.gid)
+        assert refused(lambda: fs.chown(b"/link", seen.uid + 1, -1)) == errno.ENOTSUP
+        assert refused(lambda: fs.utimens(b"/link", 1, 2)) == errno.ENOSYS
 
     def test_a_later_write_changes_the_time_again(
         self, server: FakeServer, fs: Filesystem, clock: Clock

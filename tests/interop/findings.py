@@ -173,6 +173,14 @@ def _lstat(asked: Asked) -> str:
     return "the link" if stat.S_ISLNK(seen.mode or 0) else "what it leads to"
 
 
+def _renamed_link(asked: Asked) -> str:
+    asked.put("behind")
+    (asked.local / "leads").symlink_to("behind")
+    asked.request(wire.RENAME, string(asked.path("leads")), string(asked.path("moved"))).expect_ok()
+    wait_until(lambda: os.path.lexists(asked.local / "moved"), 2.0, "it")
+    return "the link" if (asked.local / "moved").is_symlink() else "what it leads to"
+
+
 def _readlink(asked: Asked) -> str:
     (asked.local / "relative").symlink_to("elsewhere")
     target = asked.request(wire.READLINK, string(asked.path("relative"))).names()[0].name
@@ -234,6 +242,7 @@ SERVER: Dict[str, Callable[[Asked], str]] = {
     "reads on after REMOVE": _removed,
     "SYMLINK's arguments": _symlink,
     "LSTAT of a link shows": _lstat,
+    "RENAME of a link renames": _renamed_link,
     "READLINK gives the target": _readlink,
     "SETSTAT: mode": _setstat(mode=0o600),
     "SETSTAT: times": _setstat(atime=5, mtime=6),
@@ -402,6 +411,36 @@ def _symlinks(here: Mounted) -> str:
     return LOCAL
 
 
+def _renames_links(here: Mounted) -> str:
+    """To a new name, over links and over a file, and a file over a link: what they lead to stays as it is."""
+    for name in ("full", "empty"):
+        (here.path / name).mkdir()
+    here.write("full/f")
+    here.write("file", b"precious")
+    targets = {"one": "full", "two": "empty", "three": "file", "four": "full", "five": "nowhere"}
+    for name, target in targets.items():
+        os.symlink(target, here.path / name)
+    here.write("replaced", b"old")
+    here.write("new", b"new")
+    for old, new in (("one", "moved"), ("two", "moved"), ("three", "replaced"), ("new", "four")):
+        os.rename(here.path / old, here.path / new)
+    links = {path.name: os.readlink(path) for path in here.served.iterdir() if path.is_symlink()}
+    return _is(
+        links == {"moved": "empty", "replaced": "file", "five": "nowhere"}
+        and (here.served / "file").read_bytes() == b"precious"
+        and (here.served / "four").read_bytes() == b"new"
+        and os.listdir(here.served / "full") == ["f"]
+        and os.listdir(here.served / "empty") == []
+    )
+
+
+def _links_a_link(here: Mounted) -> str:
+    here.write("f")
+    os.symlink("f", here.path / "l")
+    os.link(here.path / "l", here.path / "m", follow_symlinks=False)
+    return _is((here.served / "m").is_symlink() and (here.served / "f").stat().st_nlink == 1)
+
+
 def _their_link(here: Mounted) -> str:
     (here.served / "precious").mkdir()
     (here.served / "l").symlink_to("precious")
@@ -481,6 +520,8 @@ MOUNT: Dict[str, Callable[[Mounted], str]] = {
     "create exclusively": _exclusively,
     "hard link": _links,
     "symbolic link": _symlinks,
+    "rename symbolic links": _renames_links,
+    "hard link of a symbolic link": _links_a_link,
     "another's symbolic link": _their_link,
     "chmod": _chmods,
     "times": _times,

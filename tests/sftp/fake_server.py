@@ -174,7 +174,7 @@ class FakeServer:
         chunk_bytes: int = 1 << 20,
         root_user: bool = True,
         link_path_first: bool = False,
-        lstat_follows: bool = False,
+        follows_links: bool = False,
         empties_opened: bool = False,
         ignores_excl: bool = False,
         now: Callable[[], float] = time.time,
@@ -190,7 +190,7 @@ class FakeServer:
         self.read_bytes_max = read_bytes_max
         self.chunk_bytes = chunk_bytes
         self.link_path_first = link_path_first  # in SYMLINK, as the draft has it
-        self.lstat_follows = lstat_follows  # links that lead somewhere
+        self.follows_links = follows_links  # that lead somewhere, in LSTAT, RENAME and hardlink
         self.ignores_excl = ignores_excl  # in OPEN
         self.empties_opened = empties_opened  # files that are opened for writing, TRUNC or not
         self.root_user = root_user  # False: the mode bits of the owner count
@@ -697,12 +697,18 @@ class FakeChannel:
         return 101, status(0)
 
     def _lstat(self, fields: Fields) -> Tuple[int, bytes]:
+        return 105, self.server._find(self._behind(fields), follow=False).attrs()
+
+    def _behind(self, fields: Fields) -> bytes:
+        """A path, as this server understands it."""
         path = fields.string()
-        inode = self.server._find(path, follow=False)
-        if self.server.lstat_follows:
+        if self.server.follows_links:
             with contextlib.suppress(Status):
-                inode = self.server._find(path)
-        return 105, inode.attrs()
+                inode = self.server._find(path, follow=False)
+                self.server._find(path)
+                if inode.is_link:
+                    return os.path.join(os.path.dirname(path), inode.target)
+        return path
 
     def _stat(self, fields: Fields) -> Tuple[int, bytes]:
         return 105, self.server._find(fields.string()).attrs()
@@ -797,12 +803,12 @@ class FakeChannel:
 
     def _rename(self, fields: Fields) -> Tuple[int, bytes]:
         self._writable()
-        self.server.rename(fields.string(), fields.string(), posix=False)
+        self.server.rename(self._behind(fields), self._behind(fields), posix=False)
         return 101, status(0)
 
     def _posix_rename(self, fields: Fields) -> Tuple[int, bytes]:
         self._writable()
-        self.server.rename(fields.string(), fields.string(), posix=True)
+        self.server.rename(self._behind(fields), self._behind(fields), posix=True)
         return 101, status(0)
 
     def _readlink(self, fields: Fields) -> Tuple[int, bytes]:
@@ -827,7 +833,7 @@ class FakeChannel:
 
     def _hardlink(self, fields: Fields) -> Tuple[int, bytes]:
         self._writable()
-        inode = self.server._find(fields.string(), follow=False)
+        inode = self.server._find(self._behind(fields), follow=False)
         parent, name = self.server._parent(fields.string())
         if name in parent.children:
             raise Status(status_of(errno.EEXIST))

@@ -1014,7 +1014,7 @@ class TestErrnos:
         [
             (b"hardlink@openssh.com", lambda r: r.link(b"/home/f", b"/home/n"), errno.EPERM),
             (b"statvfs@openssh.com", lambda r: r.statvfs(b"/home"), errno.ENOTSUP),
-            (b"lsetstat@openssh.com", on_link, errno.ENOTSUP),
+            (b"lsetstat@openssh.com", on_link, errno.ENOSYS),  # which rsync and cp pass over
         ],
     )
     def test_what_the_server_lacks(
@@ -1093,7 +1093,7 @@ class TestDialects:
     def test_a_link_is_shown_as_one_by_a_server_that_follows_it(
         self, make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote]
     ) -> None:
-        server = make_server(lstat_follows=True, without=(b"lsetstat@openssh.com",))
+        server = make_server(follows_links=True, without=(b"lsetstat@openssh.com",))
         remote = make_remote(server)
         server.make_dir(b"/home/precious")
         attrs = remote.symlink(b"precious", b"/home/link")
@@ -1101,6 +1101,55 @@ class TestDialects:
             assert stat.S_ISLNK(seen.mode or 0)
             assert seen.size == len(b"precious")
         assert stat.S_ISDIR(remote.lstat(b"/home/precious").mode or 0)
+
+    @pytest.mark.parametrize("lacks", [(), (b"posix-rename@openssh.com",)], ids=["posix", "plain"])
+    def test_links_are_renamed_and_not_what_they_lead_to(
+        self,
+        make_server: Callable[..., FakeServer],
+        make_remote: Callable[..., Remote],
+        lacks: Tuple[bytes, ...],
+    ) -> None:
+        server = make_server(follows_links=True, without=(b"lsetstat@openssh.com", *lacks))
+        remote = make_remote(server)
+        server.make_dir(b"/home/full")
+        server.make(b"/home/full/f")
+        server.make_dir(b"/home/empty")
+        for name, data in ((b"file", b"precious"), (b"replaced", b"old"), (b"new", b"new")):
+            server.make(b"/home/" + name, data)
+        for name, target in ((b"one", b"full"), (b"two", b"empty"), (b"three", b"file"), (b"four", b"file")):
+            remote.symlink(target, b"/home/" + name)
+        for old, new in ((b"one", b"moved"), (b"two", b"moved"), (b"three", b"replaced"), (b"new", b"four")):
+            remote.rename(b"/home/" + old, b"/home/" + new)
+        assert server.at(b"/home/moved").target == b"empty"
+        assert server.at(b"/home/replaced").target == b"file"
+        assert server.content(b"/home/four") == b"new"
+        assert server.content(b"/home/file") == b"precious"
+        assert server.has(b"/home/full/f") and server.has(b"/home/empty")
+        assert not any(server.has(b"/home/" + name) for name in (b"one", b"two", b"three", b"new"))
+
+    def test_a_link_that_cannot_be_read_stays_where_it_is(
+        self, make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote]
+    ) -> None:
+        server = make_server(follows_links=True, without=(b"lsetstat@openssh.com",))
+        remote = make_remote(server)
+        server.make(b"/home/file")
+        remote.symlink(b"file", b"/home/link")
+        server.arm(Fault("status", named("READLINK"), first=4, code=3))
+        with pytest.raises(FsError):
+            remote.rename(b"/home/link", b"/home/moved")
+        assert server.has(b"/home/link") and server.has(b"/home/file") and not server.has(b"/home/moved")
+
+    def test_no_hard_link_of_what_a_link_leads_to(
+        self, make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote]
+    ) -> None:
+        server = make_server(follows_links=True, without=(b"lsetstat@openssh.com",))
+        remote = make_remote(server)
+        server.make(b"/home/file")
+        remote.symlink(b"file", b"/home/link")
+        with pytest.raises(FsError) as refused:
+            remote.link(b"/home/link", b"/home/other")
+        assert refused.value.errno == errno.EPERM
+        assert server.at(b"/home/file").nlink == 1
 
     def test_who_tells_links_is_not_asked_twice(
         self, make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote]
@@ -1168,6 +1217,21 @@ class TestDialects:
             remote.fsetstat(file, Attrs(mtime=1, atime=1))
         assert refused.value.errno == errno.ENOTSUP
         assert server.content(b"/home/file") == b"written"
+
+    @pytest.mark.parametrize("empties", [False, True])
+    def test_a_file_that_is_synced_is_written_on(
+        self, make_server: Callable[..., FakeServer], make_remote: Callable[..., Remote], empties: bool
+    ) -> None:
+        server = make_server(without=(FSYNC,), empties_opened=empties)
+        remote = make_remote(server)
+        file, _ = remote.open(b"/home/file", W | CREAT | TRUNC)
+        write(remote, file, 0, b"abc")
+        remote.commit_by_close(file, is_closed=False)
+        assert server.tree() == {b"file": b"abc"}, "what was made to try it is gone"
+        write(remote, file, 3, b"def")
+        remote.commit_by_close(file)
+        assert server.content(b"/home/file") == b"abcdef"
+        assert sum(r.name == "CLOSE" and r.path == b"/home/file" for r in server.log) == 2 - empties
 
     @pytest.mark.parametrize("ignores", [False, True])
     def test_another_s_file_is_not_created_over_where_excl_is_ignored(
