@@ -134,18 +134,28 @@ def keeps_opened(session: Session, path: bytes) -> bool:
 def _keeps_opened(session: Session, directory: bytes) -> bool:
     lane = session.meta
     path = os.path.join(directory, b".sftpmount-%s" % uuid.uuid4().hex.encode())
-    pflags = wire.FXF_WRITE | wire.FXF_CREAT
-    first = wire.open_body(path, pflags | wire.FXF_TRUNC | wire.FXF_EXCL, Attrs(mode=0o600))
+    pflags = wire.FXF_READ | wire.FXF_WRITE
+    first = wire.open_body(path, pflags | wire.FXF_CREAT | wire.FXF_TRUNC | wire.FXF_EXCL, Attrs(mode=0o600))
     handle = wire.string(lane.request(wire.OPEN, first).wait().handle())
     try:
         lane.request(wire.WRITE, handle + bytes(8) + wire.string(b"x")).wait().expect_ok()
+        # Such a server writes files behind the CLOSE, and while it does it would seem to keep this one. But neither can it read
+        # through a handle for both.
+        reads = _reads(lane.request(wire.READ, handle + bytes(8) + (1).to_bytes(4, "big")))
         lane.request(wire.CLOSE, handle).wait().expect_ok()
         handle = wire.string(lane.request(wire.OPEN, wire.open_body(path, wire.FXF_WRITE)).wait().handle())
         kept = lane.request(wire.FSTAT, handle).wait().attrs().size == 1
         lane.request(wire.CLOSE, handle).wait()
-        return kept
+        return kept and reads
     finally:
         lane.request(wire.REMOVE, wire.string(path)).wait()
+
+
+def _reads(reading: Pending) -> bool:
+    try:
+        return reading.wait().data() == b"x"
+    except StatusError:
+        return False
 
 
 def must_be_absent(session: Session, path: bytes) -> None:

@@ -29,6 +29,7 @@ UNFIT: Dict[str, Dict[str, str]] = {
         "bup": "changes its index in place",
         "rsync": "makes symbolic and hard links",
         "tar": "changes the file of its state in place",
+        "dar": "cuts the file that it writes, and takes no notice that it cannot",
     },
 }
 
