@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 from . import daemon, helper, logs, mountpoint, options, usage
 from .control import commands, directory
@@ -90,7 +90,9 @@ def _mount_line(line: options.CommandLine, *, fake: bool = False) -> int:
         _become(wanted.setuid)
     wanted = _independent_of_cwd(wanted)
     hidden = mountpoint.check(wanted.mountpoint, nonempty=wanted.nonempty)
-    from .fs import fuse  # late: --help needs neither libfuse nor paramiko
+    with _dependencies():
+        from .fs import fuse  # late: --help needs neither libfuse nor paramiko
+        from .ssh import connect  # noqa: F401  here rather than in the child, so that what it lacks is told
 
     fuse.check_available()
     if fake:
@@ -142,6 +144,18 @@ def _answers(line: options.CommandLine) -> bool:
     return bool(text)
 
 
+@contextlib.contextmanager
+def _dependencies() -> Iterator[None]:
+    """Around imports that need more than Python: raises SftpMountError, with what to install, where that is not there."""
+    try:
+        yield
+    except ImportError as error:
+        raise SftpMountError(
+            f"{sys.executable} lacks what sftpmount needs ({error}): install sftpmount and its Python packages into an "
+            "environment of their own, with pipx or as README.md says under Install, and run the command from there."
+        ) from error
+
+
 def _audit(argv: Sequence[str]) -> int:
     line = options.split(argv, further=["json"])
     if _answers(line):
@@ -151,7 +165,8 @@ def _audit(argv: Sequence[str]) -> int:
     logs.configure(
         wanted.log_level, log_file=wanted.log_file, stream=sys.stderr if wanted.debug else None, syslog=""
     )
-    from . import audit  # late: --help needs no paramiko
+    with _dependencies():
+        from . import audit  # late: --help needs no paramiko
 
     return audit.run(wanted, as_json=line.json)
 

@@ -173,6 +173,20 @@ def test_help_needs_neither_fuse_nor_paramiko() -> None:
     assert run.stdout.splitlines()[-1] == "set()"
 
 
+@pytest.mark.parametrize("line", [["host:", "."], ["-f", "host:", "."], ["audit", "host:"]], ids=" ".join)
+def test_missing_packages_are_a_sentence(line: List[str], tmp_path: Path) -> None:
+    """As where the checkout is run with a Python that has none of them."""
+    run = subprocess.run(
+        [sys.executable, "-S", "-m", "sftpmount", *line],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1), run.stderr
+    assert run.stderr.startswith(f"sftpmount: {sys.executable} lacks what sftpmount needs (No module named ")
+
+
 # -- failures with a server, in both modes -----------------------------------------------------------------------------------
 
 

@@ -107,7 +107,7 @@ def show(tmp_dir: Path, stack: contextlib.ExitStack) -> None:
     unmount(mount)
     server.stop()
     say("Unmounted, server stopped, nothing left running: all is well.")
-    note("Next: README.md, or sftpmount user@host:directory mountpoint")
+    note("Next: README.md, Install and A nightly backup: this has put no sftpmount into your PATH")
 
 
 def start_server(tmp_dir: Path, stack: contextlib.ExitStack) -> Union[Sshd, AsyncsshServer]:

@@ -56,6 +56,7 @@ _MORE = {
 def documents() -> Dict[str, str]:
     """Name in the checkout -> text, of every document."""
     made = {each: _filled(CONTRIB / "lib" / f"{each}.in") for each in ("SSHFS.md", "RECIPES.md")}
+    made["contrib/systemd/example/nightly"] = JOB
     for directory in ("man", "completion"):
         for template in sorted((CONTRIB / directory).glob("*.in")):
             made[f"contrib/{directory}/{template.stem}"] = _filled(template)

@@ -251,11 +251,17 @@ RECIPES: List[Recipe] = [RESTIC, BORG, DUPLICITY, RDIFF_BACKUP, RSNAPSHOT, BUP, 
 
 JOB = f"""\
 #!/bin/sh
+# Status 0: backed up, checked and stored. Else why not, for the journal or cron's mail.
 set -eu
 export HOME="${{HOME:-/root}}"
+refuse() {{
+    echo "nightly: no backup was made: $*" >&2
+    sftpmount status {MOUNT} >&2 || true
+    exit 1
+}}
 # The mount, not the directory under it; and an answer from the server within a minute.
-findmnt --noheadings --types fuse.sftpmount --mountpoint {MOUNT}
-timeout 60 test -e {MOUNT}/.this-is-the-backup-disk
+findmnt --types fuse.sftpmount --mountpoint {MOUNT} >/dev/null || refuse "{MOUNT} is not mounted"
+timeout 60 test -e {MOUNT}/.this-is-the-backup-disk || refuse "no answer, or no .this-is-the-backup-disk"
 {RESTIC.settings}
 {RESTIC.backup}
 {RESTIC.prune}

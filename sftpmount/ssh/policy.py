@@ -473,8 +473,10 @@ def standing(
     what ``policy`` and the server agree, None where they do not."""
     grade, reason = verdict(category, algorithm)
     if algorithm not in accepted(policy, category):
-        if algorithm in accepted(_profile(policy.profile, True), category):
+        if algorithm in accepted(make_policy(policy.profile), category):
             reason = "left out by your own list"
+        elif algorithm in accepted(_profile(policy.profile, True), category):
+            reason = f"a NIST curve: used only where you ask, KexAlgorithms=+{algorithm}"
         elif grade == GOOD:
             reason = _WANTING.get(category, f"not accepted by security={policy.profile}")
         return REFUSED, reason

@@ -336,6 +336,8 @@ def test_standings() -> None:
     assert p.standing(policy, "kex", "curve25519-sha256", agreed) == (p.REFUSED, "not post-quantum")
     assert p.standing(policy, "cipher", "aes128-ctr", agreed) == (p.REFUSED, "not authenticated encryption")
     assert p.standing(policy, "cipher", CHACHA, agreed) == (p.REFUSED, "left out by your own list")
+    unasked = p.standing(make_policy(), "kex", "ecdh-sha2-nistp256", None)
+    assert unasked == (p.REFUSED, "a NIST curve: used only where you ask, KexAlgorithms=+ecdh-sha2-nistp256")
     assert p.standing(policy, "mac", ETM, agreed) == (p.ACCEPTED, "encrypt-then-MAC")
     assert p.standing(policy, "host_key", "ssh-ed25519", agreed) == (p.USED, "")
     assert p.standing(policy, "compression", "none", agreed) == (p.USED, "")

@@ -56,6 +56,14 @@ def test_everything_is_where_it_is_looked_for_and_goes_again(command: Path, tmp_
     assert not (root / "usr" / "local" / "share" / "doc" / "sftpmount").exists()
 
 
+def test_the_examples_that_readme_puts_in_place_are_there() -> None:
+    text = (CHECKOUT / "README.md").read_text()
+    named = " ".join(re.findall(r"^install -m \d+ (.*?) /etc/", text, re.MULTILINE)).split()
+    examples = CHECKOUT / "contrib" / "systemd" / "example"
+    found = {path.name for pattern in named for path in examples.glob(pattern)}
+    assert found == {"nightly", "restic-backup.service", "restic-backup.timer", "mail-to-root@.service"}
+
+
 def test_the_prefix_and_the_command_reach_what_runs_it(command: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     install(root, command, "--prefix=/usr")

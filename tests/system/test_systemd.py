@@ -14,6 +14,7 @@ from typing import Callable, Dict, Iterator, List, Set
 
 import pytest
 
+from contrib.lib.recipes import JOB, MOUNT, RESTIC
 from sftpmount.notify import Notify
 from support.mount import CHECKOUT, Mount
 from support.process import is_running, program, wait_until
@@ -36,10 +37,13 @@ def values_of(unit: str, key: str) -> List[str]:
 
 
 def test_the_units_are_found_good(scratch: Scratch, tmp_path: Path) -> None:
-    for unit in [*UNITS.glob("*@.service"), *UNITS.glob("example/*")]:
-        (tmp_path / unit.name.replace("@.", "@mnt-backup.")).write_text(unit.read_text())
-    units = sorted(str(path) for path in tmp_path.iterdir())
-    assert len(units) == 5
+    job = tmp_path / "nightly"
+    job.touch(0o700)
+    for unit in [*UNITS.glob("*@.service"), *UNITS.glob("example/*.*")]:
+        text = unit.read_text().replace("/etc/backup/nightly", str(job))
+        (tmp_path / unit.name.replace("@.", "@mnt-backup.")).write_text(text)
+    units = sorted(str(path) for path in tmp_path.glob("*.*"))
+    assert len(units) == 6
     program("systemd-analyze", "systemd")
     done = scratch.run("systemd-analyze", "verify", "--man=no", *units)
     assert (done.returncode, done.stderr) == (0, ""), words_of(done)
@@ -137,24 +141,32 @@ def allowed_calls(*groups: str) -> Set[str]:
     return allowed
 
 
-def test_a_backup_is_refused_unless_the_mount_is_healthy(scratch: Scratch, sshd: Sshd, served: Path) -> None:
-    unit = (UNITS / "example" / "restic-backup.service").read_text().replace("/mnt/backup", str(scratch.mnt))
-    (mountpoint,) = values_of(unit, "AssertPathIsMountPoint")
+def test_the_job_of_the_service_fails_in_the_eyes_of_systemd() -> None:
+    """systemd.unit(5): a unit that its Condition...= or Assert...= stops has not failed, and OnFailure= is not told."""
+    unit = (UNITS / "example" / "restic-backup.service").read_text()
+    assert values_of(unit, "ExecStart") == ["/etc/backup/nightly"]
+    assert values_of(unit, r"(?:Condition|Assert)\w+") == []
+    (told,) = values_of(unit, "OnFailure")
+    assert (UNITS / "example" / told.replace("%n", "")).is_file()
 
-    def passes() -> bool:
-        condition = scratch.run(
-            "systemd-analyze", "condition", f"AssertPathIsMountPoint={mountpoint}"
-        ).returncode
-        checks = [scratch.run(*shlex.split(line)).returncode for line in values_of(unit, "ExecStartPre")]
-        return not condition and len(checks) == 2 and not any(checks)
+
+def test_a_backup_is_refused_unless_the_mount_is_healthy(scratch: Scratch, sshd: Sshd, served: Path) -> None:
+    guards = JOB[: JOB.index(RESTIC.settings)].replace(MOUNT, str(scratch.mnt))
+
+    def refused() -> str:
+        """Why, in a sentence on stderr; "" where the backup would be made."""
+        done = scratch.run("sh", "-c", guards)
+        assert (done.returncode, done.stdout) == (1 if done.stderr else 0, "")
+        return done.stderr.partition("\n")[0]
 
     marker = ".this-is-the-backup-disk"
-    assert marker in unit
-    assert not passes()
+    assert marker in guards
+    not_mounted = f"nightly: no backup was made: {scratch.mnt} is not mounted"
+    assert refused() == not_mounted
     (scratch.mnt / marker).touch()  # a bare mountpoint that looks like the real thing
-    assert not passes()
+    assert refused() == not_mounted
     assert scratch.run("mount", "--bind", str(scratch.mnt), str(scratch.mnt)).returncode == 0
-    assert not passes()
+    assert refused() == not_mounted
     assert scratch.run("umount", str(scratch.mnt)).returncode == 0
     (scratch.mnt / marker).unlink()
     place = f"{sshd.user}@{HOST}:{served}"
@@ -164,9 +176,9 @@ def test_a_backup_is_refused_unless_the_mount_is_healthy(scratch: Scratch, sshd:
         ).returncode
         == 0
     )
-    assert not passes()
+    assert refused() == f"nightly: no backup was made: no answer, or no {marker}"
     assert scratch.run("touch", f"{scratch.mnt}/{marker}").returncode == 0
-    assert passes()
+    assert refused() == ""
 
 
 # -- what the manager is told ------------------------------------------------------------------------------------------------

@@ -97,6 +97,7 @@ def test_the_nightly_job(mounted: Callable[[], Line], tmp_path: Path) -> None:
     run(job, cwd=tmp_path / "home", env=environment)
     assert snapshots() == 1
     line.unmount()
-    run(job, cwd=tmp_path / "home", env=environment, ok=(1,))
+    said = run("sh", "-c", f"{job} 2>&1", cwd=tmp_path / "home", env=environment, ok=(1,))
+    assert f"{line.mount.path} is not mounted" in said
     assert snapshots() == 1
     assert list(line.mount.path.iterdir()) == []
