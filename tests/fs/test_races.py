@@ -1,0 +1,182 @@
+"""What the server tells one thread while another changes the same names: answers that come late, or before our own."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any, Callable, List
+
+import pytest
+
+from fs.conftest import START_S, Clock
+from fs.test_filesystem import NEW, Mount, get, names, put, refused
+from sftp.fake_server import FakeServer, Fault, named
+from sftpmount.fs.filesystem import Filesystem
+from sftpmount.fs.removed import PREFIX
+
+OLD = int(START_S) - 1000
+MakeServer = Callable[..., FakeServer]
+
+
+def behind(owner: Any, name: str, act: Callable[[], object], times: int = 1) -> None:
+    """The next ``times`` calls of ``owner``'s method return only after ``act``: the server has done its work by then."""
+    method, left = getattr(owner, name), [None] * times
+
+    def answered_late(*arguments: Any, **more: Any) -> Any:
+        result = method(*arguments, **more)
+        if left:
+            left.pop()
+            act()
+        return result
+
+    setattr(owner, name, answered_late)
+
+
+def read_ahead(fs: Filesystem, path: bytes) -> None:
+    """As ``FilesAhead`` does in a thread of its own."""
+    fs._files_ahead._fetch(path)
+
+
+class TestOlderAnswers:
+    """An answer is taken in after a newer one."""
+
+    @pytest.mark.parametrize("ahead", [False, True])
+    def test_a_listing_and_a_file_that_was_opened_meanwhile(
+        self, server: FakeServer, fs: Filesystem, ahead: bool
+    ) -> None:
+        server.make_dir(b"/home/d")
+        server.make(b"/home/d/a", b"a")
+        fs.getattr(b"/d/a")
+        opened: List[Any] = []
+
+        def another_makes_it() -> None:
+            server.make(b"/home/d/f", b"another's")
+            opened.append(fs.open(b"/d/f", os.O_RDWR))
+            fs.write(opened[0], b"x" * 20, 0)
+
+        behind(fs._remote, "list_on", another_makes_it)
+        if ahead:
+            fs._listings._list(b"/d", 1000)
+        else:
+            fs.readdir(b"/d")
+        (handle,) = opened
+        assert fs._ns.path_of(handle.node) == b"/d/f"
+        assert fs.getattr(b"/d/f") == fs.stat_of(handle.node)
+        assert fs.getattr(b"/d/f").size == 20
+        fs.rename(b"/d/f", b"/d/g")
+        server.cut()
+        fs.fsync(handle)
+        assert server.disk(b"/home/d/g") == b"x" * 20
+        fs.release(handle)
+
+    def test_a_listing_and_the_size_of_a_file_that_was_opened_meanwhile(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
+        server.make_dir(b"/home/d")
+        server.make(b"/home/d/f", b"short", mtime=OLD)
+        opened: List[Any] = []
+
+        def another_writes_it() -> None:
+            server.make(b"/home/d/f", b"much longer", mtime=OLD + 1)
+            opened.append(fs.open(b"/d/f", os.O_RDONLY))
+
+        behind(fs._remote, "list_on", another_writes_it)
+        fs.readdir(b"/d")
+        assert fs.getattr(b"/d/f").size == 11, "the kernel cuts reads at what it is told"
+        assert fs.read(opened[0], 100, 0) == b"much longer"
+        fs.release(opened[0])
+
+    def test_a_name_that_was_absent(self, server: FakeServer, fs: Filesystem) -> None:
+        server.make_dir(b"/home/d")
+        mark = fs._ns.mark()
+        server.make(b"/home/d/f", b"another's")
+        handle = fs.open(b"/d/f", os.O_RDONLY)
+        fs._ns.told_absent(b"/d/f", mark)
+        assert fs._ns.path_of(handle.node) == b"/d/f"
+        assert fs.getattr(b"/d/f").size == 9
+        fs.release(handle)
+
+
+class TestOwnChangesBehindTheQuestion:
+    """The server has answered; we change something before the answer is taken in."""
+
+    def test_what_is_read_ahead_of_a_file_that_became_a_directory(
+        self, server: FakeServer, fs: Filesystem, clock: Clock
+    ) -> None:
+        server.make(b"/home/x", b"file", mtime=OLD)
+        fs.readdir(b"/")
+        opened: List[Any] = []
+
+        def replace() -> None:
+            fs.unlink(b"/x")
+            fs.mkdir(b"/x", 0o755)
+            opened.append(fs.create(b"/x/f", NEW, 0o644))
+            fs.write(opened[0], b"abc", 0)
+
+        behind(fs._remote, "read_whole_on", replace)
+        read_ahead(fs, b"/x")
+        (handle,) = opened
+        assert stat.S_ISDIR(fs.getattr(b"/x").mode)
+        assert fs._ns.path_of(handle.node) == b"/x/f"
+        clock.s += fs.lifetime_s + 1
+        assert stat.S_ISDIR(fs.getattr(b"/x").mode)
+        assert fs._ns.path_of(handle.node) == b"/x/f"
+        fs.rename(b"/x", b"/y")
+        server.cut()
+        fs.fsync(handle)
+        assert server.disk(b"/home/y/f") == b"abc"
+        fs.release(handle)
+
+    @pytest.mark.parametrize("how", ["rename", "create"])
+    def test_what_is_read_ahead_of_a_file_that_is_another_now(
+        self, server: FakeServer, fs: Filesystem, how: str
+    ) -> None:
+        server.make(b"/home/x", b"old file", mtime=OLD, mode=0o600)
+        fs.readdir(b"/")
+        opened: List[Any] = []
+
+        def replace() -> None:
+            if how == "create":
+                fs.unlink(b"/x")
+                opened.append(fs.create(b"/x", NEW, 0o644))
+            else:
+                opened.append(fs.create(b"/t", NEW, 0o644))
+                fs.rename(b"/t", b"/x")
+            fs.write(opened[0], b"abc", 0)
+
+        behind(fs._remote, "read_whole_on", replace)
+        read_ahead(fs, b"/x")
+        shown = fs.getattr(b"/x")
+        assert (shown.size, stat.S_IMODE(shown.mode), shown.ino) == (3, 0o644, opened[0].node.ino)
+        fs.flush(opened[0])
+        fs.release(opened[0])
+        assert get(fs, b"/x") == b"abc"
+
+    @pytest.mark.parametrize("change", ["another directory", "its mode", "its times"])
+    @pytest.mark.parametrize("ask", ["getattr", "open"])
+    def test_what_another_stored_before_we_asked(
+        self, server: FakeServer, fs: Filesystem, clock: Clock, change: str, ask: str
+    ) -> None:
+        server.make(b"/home/f", b"old bytes", mtime=OLD)
+        server.make_dir(b"/home/d")
+        assert get(fs, b"/f") == b"old bytes"
+        fs.getattr(b"/d")
+        act = {
+            "another directory": lambda: fs.rename(b"/d", b"/e"),
+            "its mode": lambda: fs.chmod(b"/f", 0o600),
+            "its times": lambda: fs.utimens(b"/f", OLD, OLD),
+        }[change]
+        if ask == "getattr":
+            clock.s += 3600
+            if change != "another directory":
+                fs.getattr(b"/f")
+                fs._ns.distrust(fs._ns.get(b"/f"))
+        server.make(b"/home/f", b"what another stored", mtime=OLD + 1)
+        if ask == "getattr":
+            behind(fs._remote, "lstat", act)
+            assert fs.getattr(b"/f").size == 19
+        else:
+            behind(fs._remote, "open", act)
+            assert get(fs, b"/f") == b"what another stored"
+        if change == "its mode":
+            assert stat.S_IMODE(fs.getattr(b"/f").mode) == 0o600
