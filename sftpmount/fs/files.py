@@ -209,8 +209,14 @@ class Files:
             return file.ahead_s >= since_s and file.is_held and self._is_true(node, file)
 
     def keep(self, node: Node, attrs: Attrs, data: bytes, asked_s: float) -> None:
-        """All bytes of a small file, and the attributes that they came with; asked for ahead of a program."""
+        """All bytes of a small file, and the attributes that they came with; asked for ahead of a program.
+
+        Not where they were not taken in as the node's, or are not any more: size and mtime do not tell what was written here
+        within the same second.
+        """
         with node.operation:
+            if node.attrs is not attrs:
+                return
             file = self._cache_of(node, attrs)
             self.revalidate(node)
             with file.lock:

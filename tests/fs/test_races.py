@@ -152,6 +152,17 @@ class TestOwnChangesBehindTheQuestion:
         fs.release(opened[0])
         assert get(fs, b"/x") == b"abc"
 
+    def test_what_is_read_ahead_of_a_file_that_was_written_meanwhile(
+        self, server: FakeServer, fs: Filesystem, clock: Clock
+    ) -> None:
+        """In the same second, and as long: neither size nor mtime tell."""
+        server.make(b"/home/f", b"old bytes")
+        fs.readdir(b"/")
+        behind(fs._remote, "read_whole_on", lambda: put(fs, b"/f", b"new bytes"))
+        read_ahead(fs, b"/f")
+        clock.s += 10
+        assert get(fs, b"/f") == b"new bytes"
+
     @pytest.mark.parametrize("change", ["another directory", "its mode", "its times"])
     @pytest.mark.parametrize("ask", ["getattr", "open"])
     def test_what_another_stored_before_we_asked(
