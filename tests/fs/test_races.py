@@ -191,3 +191,29 @@ class TestOwnChangesBehindTheQuestion:
             assert get(fs, b"/f") == b"what another stored"
         if change == "its mode":
             assert stat.S_IMODE(fs.getattr(b"/f").mode) == 0o600
+
+
+def test_a_name_that_we_removed_does_not_tell_which_directory_is_mounted(
+    make_server: MakeServer, mount: Mount
+) -> None:
+    """An older answer says that it is there still."""
+    server = make_server(without=(b"statvfs@openssh.com",))
+    server.make(b"/home/f", b"abc", mtime=OLD)
+    fs = mount(server, retry_timeout_s=3.0)
+    fs.readdir(b"/")
+    behind(fs._remote, "read_whole_on", lambda: fs.unlink(b"/f"))
+    read_ahead(fs, b"/f")
+    server.cut()
+    assert names(fs) == []
+
+
+def test_a_directory_that_we_removed_is_not_guessed_back(make_server: MakeServer, mount: Mount) -> None:
+    server = make_server(without=(b"statvfs@openssh.com",))
+    server.make_dir(b"/home/d")
+    fs = mount(server, retry_timeout_s=3.0)
+    fs.readdir(b"/")
+    behind(fs._remote, "list_on", lambda: fs.rmdir(b"/d"))
+    fs._listings._list(b"/d", 1000)
+    server.cut()
+    assert names(fs) == []
+    assert refused(lambda: fs.getattr(b"/d"))
