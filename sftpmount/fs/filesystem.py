@@ -387,7 +387,7 @@ class Filesystem:
         if is_libfuse_name(new) and moving is not None and not moving.is_dir:
             # One Ctrl-C between the steps, and the name would be gone that was only to be replaced.
             self._owed.settle(moving)
-            with waiting.patiently(), held_still([moving]):
+            with waiting.patiently(), held_still([moving]), self._mounted.changing(old):
                 self._removed.remove(self._ns, moving, self._far_path(old), old, self._far_path(new), new)
                 self._rename_open(moving)
             return

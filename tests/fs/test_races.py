@@ -193,6 +193,43 @@ class TestOwnChangesBehindTheQuestion:
             assert stat.S_IMODE(fs.getattr(b"/f").mode) == 0o600
 
 
+class TestRemovedWhileOpen:
+    def test_it_is_out_of_sight_from_the_first_moment_to_the_last(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
+        fs.mkdir(b"/d", 0o755)
+        handle = fs.create(b"/d/f", NEW, 0o644)
+        seen: List[bytes] = []
+        behind(fs._remote, "rename", lambda: seen.extend(names(fs)))
+        fs.rename(b"/d/f", b"/d/.fuse_hidden1")
+        assert any(name.startswith(PREFIX) for name in server.tree())
+        seen += names(fs)
+        behind(fs._remote, "listdir", lambda: fs.release(handle))
+        seen += names(fs)
+        assert set(seen) == {b"d"}
+        assert list(server.tree()) == [b"d"]
+
+    def test_what_was_listed_ahead_before_it_went(self, server: FakeServer, fs: Filesystem) -> None:
+        fs.mkdir(b"/d", 0o755)
+        handle = fs.create(b"/d/f", NEW, 0o644)
+        fs.rename(b"/d/f", b"/d/.fuse_hidden1")
+        fs._listings._list(b"/", 1000)
+        fs.release(handle)
+        assert names(fs) == [b"d"]
+
+    def test_a_line_that_breaks_behind_its_rename(self, make_server: MakeServer, mount: Mount) -> None:
+        """It was the only name in the mount, by which a server without statvfs is known."""
+        server = make_server(without=(b"statvfs@openssh.com",))
+        fs = mount(server, retry_timeout_s=3.0)
+        handle = fs.create(b"/f", NEW, 0o644)
+        fs.write(handle, b"abc", 0)
+        server.arm(Fault("cut after", named("posix-rename")))
+        fs.rename(b"/f", b"/.fuse_hidden1")
+        fs.fsync(handle)
+        fs.release(handle)
+        assert server.tree() == {}
+
+
 def test_a_name_that_we_removed_does_not_tell_which_directory_is_mounted(
     make_server: MakeServer, mount: Mount
 ) -> None:
