@@ -298,7 +298,11 @@ class Files:
     def _is_true(self, node: Node, file: FileCache) -> bool:
         """The clean bytes belong to the node's attributes, and those are old enough to tell. For who holds ``file.lock``."""
         attrs = node.attrs
-        return file.validator == (attrs.size, attrs.mtime) and (attrs.mtime or 0) < self._wall() - RACY_S
+        is_told = not file.is_young and not self._is_young(attrs)
+        return is_told and file.validator == (attrs.size, attrs.mtime)
+
+    def _is_young(self, attrs: Attrs) -> bool:
+        return (attrs.mtime or 0) >= self._wall() - RACY_S
 
     def revalidate(self, node: Node) -> bool:
         """The node's attributes are new: are the bytes we hold of it still true? Drops them where they may not be."""
@@ -313,7 +317,7 @@ class Files:
             if not trusted:
                 file.distrust()
                 file.size = attrs.size or 0
-                file.believe((attrs.size, attrs.mtime))
+                file.believe((attrs.size, attrs.mtime), is_young=self._is_young(attrs))
                 file.committed_mtime = attrs.mtime or 0
             return trusted
 

@@ -192,6 +192,17 @@ class TestOwnChangesBehindTheQuestion:
         if change == "its mode":
             assert stat.S_IMODE(fs.getattr(b"/f").mode) == 0o600
 
+    def test_what_another_wrote_within_the_second_in_which_it_was_read(
+        self, server: FakeServer, fs: Filesystem, clock: Clock
+    ) -> None:
+        server.make(b"/home/f", b"old bytes")
+        assert get(fs, b"/f") == b"old bytes"
+        server.make(b"/home/f", b"new bytes")
+        for _ in range(2):
+            clock.s += 10
+            assert get(fs, b"/f") == b"new bytes"
+        assert server.count("READ") == 2
+
 
 class TestRemovedWhileOpen:
     def test_it_is_out_of_sight_from_the_first_moment_to_the_last(
