@@ -263,6 +263,7 @@ class Files:
                 self._remote.close_file(remote)
                 raise FsError(errno.ESTALE, "another client has changed it since it was opened here")
             self._follow(file, remote)
+            remote.reopening = handle.remote.reopening  # who waits to rename it holds this one still
             handle.remote, handle.unopened = remote, False
 
     def _follow(self, file: FileCache, remote: RemoteFile) -> None:

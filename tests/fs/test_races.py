@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from typing import Any, Callable, List
 
 import pytest
 
 from fs.conftest import START_S, Clock
-from fs.test_filesystem import NEW, Mount, get, names, put, refused
+from fs.test_filesystem import NEW, WAIT_S, Mount, get, names, put, refused
 from sftp.fake_server import FakeServer, Fault, named
 from sftpmount.fs.filesystem import Filesystem
 from sftpmount.fs.removed import PREFIX
@@ -202,6 +203,39 @@ class TestOwnChangesBehindTheQuestion:
             clock.s += 10
             assert get(fs, b"/f") == b"new bytes"
         assert server.count("READ") == 2
+
+    def test_a_directory_is_renamed_while_a_file_in_it_is_opened_late_and_the_line_breaks(
+        self, server: FakeServer, fs: Filesystem
+    ) -> None:
+        fs.mkdir(b"/d", 0o755)
+        fs.release(fs.create(b"/d/f", NEW, 0o644))
+        handle = fs.open(b"/d/f", os.O_RDONLY)
+        assert handle.unopened
+        opening = server.arm(Fault("hold", named("OPEN")))
+        reading = threading.Thread(target=fs.read, args=(handle, 10, 0))
+        reading.start()
+        assert opening.fired.wait(WAIT_S)
+        moving = threading.Thread(target=fs.rename, args=(b"/d", b"/e"))
+        attached: List[object] = []
+
+        def attach() -> None:
+            attached.append(fs._remote.fstat(handle.remote))
+
+        looking = threading.Thread(target=attach)
+
+        def break_off() -> None:
+            server.cut()
+            fs._remote.session()
+            looking.start()
+            looking.join(0.2)
+
+        behind(fs._remote, "rename", break_off)
+        moving.start()
+        opening.release()
+        for thread in (reading, moving, looking):
+            thread.join(WAIT_S)
+        assert len(attached) == 1 and handle.remote.path == b"/home/e/f"
+        fs.release(handle)
 
 
 class TestRemovedWhileOpen:
