@@ -177,6 +177,7 @@ class FileCache:
         self.cutting = waiting.RLock()  # held by who does that
         # The server's (size, mtime) that the clean bytes belong to; None while ours are the newer ones.
         self.validator: Optional[Version] = None
+        self.is_young = False  # it may still change without its size and whole seconds telling
         # How often something was sent that changes the server's size or mtime, and how often when the validator was true.
         self.sends = 0
         self._sends_known = 0
@@ -448,9 +449,10 @@ class FileCache:
         for read in self.reads:
             read.stale = True
 
-    def believe(self, version: Optional[Version]) -> None:
-        """What is cached from now on belongs to this version of the server's file."""
+    def believe(self, version: Optional[Version], *, is_young: bool = False) -> None:
+        """What is cached from now on belongs to this version of the server's file; ``is_young``: or to one like it."""
         self.validator = version
+        self.is_young = is_young
         self._sends_known = self.sends
 
     def is_now(self, version: Optional[Version]) -> None:

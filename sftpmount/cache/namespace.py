@@ -6,8 +6,9 @@ Invariants, checked by ``check_invariants``:
 3. Inode numbers are unique among the nodes held. They are derived from the path where that is free, so that they stay the
    same when a node is forgotten and met again.
 4. What the server told is only taken in where nothing that we changed meanwhile contradicts it: whoever asks takes a
-   ``mark()`` before the request, and what was changed after that mark is not overwritten by the older answer. A rename is
-   seen on the server before we know that it is done: until then nothing is taken to be gone (``renaming``).
+   ``mark()`` before the request, and what was changed after that mark is not overwritten by the older answer, nor is what a
+   younger question has brought (``Node.as_of``). A rename is seen on the server before we know that it is done: until then
+   nothing is taken to be gone (``renaming``).
 5. At most ``entries_max`` nodes are kept (plus those that are pinned by open files); the directories longest unused are
    forgotten first.
 
@@ -42,6 +43,7 @@ class Node:
         "absent",
         "ahead",
         "aliased",
+        "as_of",
         "attrs",
         "attrs_until",
         "changed",
@@ -62,7 +64,8 @@ class Node:
         self.ino = ino
         self.attrs = attrs
         self.attrs_until = attrs_until
-        self.changed = 0  # the mark of our last own change to the attributes
+        self.changed = 0  # the mark of our last own change to the attributes, or to what has this name
+        self.as_of = 0  # the mark of the youngest question whose answer was taken in; 0 for a guess
         self.links: List[Tuple[Node, bytes]] = []
         self.children: Dict[bytes, Node] = {}
         self.absent: Dict[bytes, float] = {}
@@ -85,6 +88,11 @@ class Node:
         """True while it is open and our size and times are right, the server's not yet."""
         file = self.file  # may go meanwhile, see fs.files
         return bool(self.pins and file is not None and file.authoritative)
+
+    @property
+    def is_guess(self) -> bool:
+        """True where nobody told that it is there, but an answer that we may have overtaken."""
+        return not self.as_of
 
     @property
     def mode(self) -> int:
@@ -295,13 +303,22 @@ class Namespace:
             current = max(self._changes.get(parent, 0), self._moved) < mark
             if not current:
                 until = 0.0  # good for who asked; the name may have gone since
-            if node is not None and (_same_type(node, attrs) or not current):
-                return self._take_in(node, attrs, until, mark) if self._moved < mark else node
+            if node is not None and self._moved >= mark:
+                return node
+            if node is not None and _same_type(node, attrs):
+                return self._take_in(node, attrs, until, mark)
             if node is not None:
+                if not current or node.as_of > mark:
+                    return node
                 self._unlink(parent, name)  # another client replaced it by something else
             elif not current:
                 parent.is_incomplete()  # it would show in the listing
-            return self._insert(parent, name, path, attrs, until)
+            return self._insert(parent, name, path, attrs, until, mark if current else 0)
+
+    def is_as_of(self, node: Node, mark: int) -> bool:
+        """True where the attributes of ``node`` are no older than ``mark``, or ours; else we overtook the answer: ask again."""
+        with self._lock:
+            return node.as_of >= mark or node.owed is not None or node.is_being_written
 
     def told_absent(self, path: bytes, mark: int) -> None:
         """The server said that ``path`` does not exist, asked for at ``mark``."""
@@ -312,6 +329,8 @@ class Namespace:
                 return
             node = parent.children.get(name)
             if node is not None:
+                if node.as_of > mark:
+                    return
                 self._unlink(parent, name)
             if len(parent.absent) > 10_000:
                 parent.absent.clear()
@@ -327,9 +346,10 @@ class Namespace:
         Returns False, taking in nothing, where we changed something in that directory meanwhile: list again.
         """
         with self._lock:
-            node = self._walk(path) or self._grow(path)
-            if self._has_changed(node, mark):
+            found = self._walk(path)
+            if self._has_changed(found, mark):
                 return False
+            node = found or self._grow(path)
             is_lease = ahead_s is None or node.complete_until > 0.0
             lifetime_s = self._lifetime_s if is_lease else min(AHEAD_LIFETIME_S, self._lifetime_s)
             until = self._clock() + lifetime_s
@@ -338,14 +358,15 @@ class Namespace:
             for entry in entries:
                 gone.discard(entry.name)
                 child = node.children.get(entry.name)
-                if child is not None and _same_type(child, entry.attrs):
+                if child is not None and (child.as_of > mark or _same_type(child, entry.attrs)):
                     self._take_in(child, entry.attrs, until, mark)
                     continue
                 if child is not None:
                     self._unlink(node, entry.name)
-                self._insert(node, entry.name, prefix + entry.name, entry.attrs, until)
+                self._insert(node, entry.name, prefix + entry.name, entry.attrs, until, mark)
             for name in gone:
-                self._unlink(node, name)
+                if node.children[name].as_of <= mark:
+                    self._unlink(node, name)
             node.absent.clear()
             if is_lease:
                 node.complete_until = until
@@ -366,10 +387,11 @@ class Namespace:
             if node is not None and _same_type(node, attrs) and not complete:
                 node.changed = 0
                 self._take_in(node, attrs, self._clock() + self._lifetime_s, self._mark)
+                node.as_of = self._mark
                 return node
             if node is not None:
                 self._unlink(parent, name)
-            node = self._insert(parent, name, path, attrs, self._clock() + self._lifetime_s)
+            node = self._insert(parent, name, path, attrs, self._clock() + self._lifetime_s, self._mark)
             if complete:
                 node.complete_until = self._clock() + self._lifetime_s
             self._forget_oldest()
@@ -386,6 +408,7 @@ class Namespace:
             parent.children[name] = node
             parent.absent.pop(name, None)
             node.links.append((parent, name))
+            node.changed = self._mark
             node.aliased = True
             self._touch(parent)
 
@@ -439,6 +462,7 @@ class Namespace:
                 node.links.insert(0, (new_parent, new_name))
                 new_parent.children[new_name] = node
                 new_parent.absent.pop(new_name, None)
+                node.changed = self._mark
                 self._touch(new_parent)
                 if node.is_dir:
                     self._moved = self._mark
@@ -533,8 +557,11 @@ class Namespace:
                 node = found
         return node
 
-    def _insert(self, parent: Node, name: bytes, path: bytes, attrs: Attrs, until: float) -> Node:
+    def _insert(
+        self, parent: Node, name: bytes, path: bytes, attrs: Attrs, until: float, mark: int = 0
+    ) -> Node:
         node = Node(self._new_ino(path), attrs, until)
+        node.as_of = mark
         node.links.append((parent, name))
         parent.children[name] = node
         parent.absent.pop(name, None)
@@ -553,7 +580,8 @@ class Namespace:
             salt += b"\0+"
 
     def _take_in(self, node: Node, attrs: Attrs, until: float, mark: int) -> Node:
-        if node.changed < mark and node.owed is None:
+        if node.changed < mark and node.as_of <= mark and node.owed is None:
+            node.as_of = mark
             if node.attrs.mtime != attrs.mtime or node.attrs.size != attrs.size:
                 node.target = None
                 if node.is_dir and node is not self.root:
@@ -577,11 +605,12 @@ class Namespace:
         if not node.pins:
             self._inos.discard(node.ino)
 
-    def _has_changed(self, directory: Node, mark: int) -> bool:
+    def _has_changed(self, directory: Optional[Node], mark: int) -> bool:
         """True where an answer that was asked for at ``mark`` proves nothing about what is not in it."""
         if self._renaming and (directory in self._renaming or None in self._renaming):
             return True
-        return max(self._changes.get(directory, 0), self._moved) >= mark
+        changed = self._changes.get(directory, 0) if directory is not None else 0
+        return max(changed, self._moved) >= mark
 
     def _changed_in(self, parent: Node) -> None:
         self._mark += 1

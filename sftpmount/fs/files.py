@@ -209,8 +209,14 @@ class Files:
             return file.ahead_s >= since_s and file.is_held and self._is_true(node, file)
 
     def keep(self, node: Node, attrs: Attrs, data: bytes, asked_s: float) -> None:
-        """All bytes of a small file, and the attributes that they came with; asked for ahead of a program."""
+        """All bytes of a small file, and the attributes that they came with; asked for ahead of a program.
+
+        Not where they were not taken in as the node's, or are not any more: size and mtime do not tell what was written here
+        within the same second.
+        """
         with node.operation:
+            if node.attrs is not attrs:
+                return
             file = self._cache_of(node, attrs)
             self.revalidate(node)
             with file.lock:
@@ -257,6 +263,7 @@ class Files:
                 self._remote.close_file(remote)
                 raise FsError(errno.ESTALE, "another client has changed it since it was opened here")
             self._follow(file, remote)
+            remote.reopening = handle.remote.reopening  # who waits to rename it holds this one still
             handle.remote, handle.unopened = remote, False
 
     def _follow(self, file: FileCache, remote: RemoteFile) -> None:
@@ -292,7 +299,11 @@ class Files:
     def _is_true(self, node: Node, file: FileCache) -> bool:
         """The clean bytes belong to the node's attributes, and those are old enough to tell. For who holds ``file.lock``."""
         attrs = node.attrs
-        return file.validator == (attrs.size, attrs.mtime) and (attrs.mtime or 0) < self._wall() - RACY_S
+        is_told = not file.is_young and not self._is_young(attrs)
+        return is_told and file.validator == (attrs.size, attrs.mtime)
+
+    def _is_young(self, attrs: Attrs) -> bool:
+        return (attrs.mtime or 0) >= self._wall() - RACY_S
 
     def revalidate(self, node: Node) -> bool:
         """The node's attributes are new: are the bytes we hold of it still true? Drops them where they may not be."""
@@ -307,7 +318,7 @@ class Files:
             if not trusted:
                 file.distrust()
                 file.size = attrs.size or 0
-                file.believe((attrs.size, attrs.mtime))
+                file.believe((attrs.size, attrs.mtime), is_young=self._is_young(attrs))
                 file.committed_mtime = attrs.mtime or 0
             return trusted
 

@@ -23,6 +23,7 @@ from ..cache.namespace import Absent, Namespace, Node, split
 from ..errors import ConnectionLost, FsError, RemoteDirectoryError
 from ..sftp import wire
 from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote
+from ..sftp.remote_file import RemoteFile
 from ..sftp.session import Session
 from ..sftp.wire import Attrs
 from .attributes import Attributes, Owners
@@ -41,6 +42,9 @@ T = TypeVar("T")
 
 # What libfuse shows for an inode number that nobody asked for; 0 would make readdir(3) skip the name.
 UNKNOWN_INO = 0xFFFFFFFF
+
+# So often is asked again what was overtaken by a change of ours.
+_LOOKS_AGAIN = 3
 
 
 @contextlib.contextmanager
@@ -258,7 +262,7 @@ class Filesystem:
         self._listings.asked(path)
         return self._ask(path)
 
-    def _ask(self, path: bytes, again: int = 3) -> Node:
+    def _ask(self, path: bytes, again: int = _LOOKS_AGAIN) -> Node:
         mark = self._ns.mark()
         try:
             attrs = self._remote.lstat(self._far_path(path))
@@ -276,6 +280,8 @@ class Filesystem:
                 self._ns.told_absent(path, mark)
             raise
         node = self._ns.told(path, attrs, mark)
+        if again and not self._ns.is_as_of(node, mark):  # we changed something meanwhile
+            return self._ask(path, again - 1)
         self.files.revalidate(node)
         return node
 
@@ -381,7 +387,7 @@ class Filesystem:
         if is_libfuse_name(new) and moving is not None and not moving.is_dir:
             # One Ctrl-C between the steps, and the name would be gone that was only to be replaced.
             self._owed.settle(moving)
-            with waiting.patiently(), held_still([moving]):
+            with waiting.patiently(), held_still([moving]), self._mounted.changing(old):
                 self._removed.remove(self._ns, moving, self._far_path(old), old, self._far_path(new), new)
                 self._rename_open(moving)
             return
@@ -542,8 +548,25 @@ class Filesystem:
                     self._ns.distrust_path(path)
                 if error.errno != errno.ENOENT or not self._removed.may_be_replaced(path, asked_s):
                     raise
-        node = self._removed.node_at(path) or self._ns.told(path, attrs, mark)
+        node = self._removed.node_at(path)
+        if node is None:
+            node, attrs = self._told_by_open(path, remote, attrs, mark)
         return self.files.attach(node, remote, attrs, writable)
+
+    def _told_by_open(self, path: bytes, remote: RemoteFile, attrs: Attrs, mark: int) -> Tuple[Node, Attrs]:
+        """The node of what was just opened, and what the server says of it: again where we changed something meanwhile."""
+        node = self._ns.told(path, attrs, mark)
+        for _ in range(_LOOKS_AGAIN):
+            if self._ns.is_as_of(node, mark):
+                break
+            mark = self._ns.mark()
+            try:
+                attrs = self._remote.fstat(remote)
+            except BaseException:
+                self._remote.close_file(remote)
+                raise
+            node = self._ns.told(path, attrs, mark)
+        return node, attrs
 
     def create(self, path: bytes, flags: int, mode: int) -> Handle:
         """Create and open a file; with O_EXCL it fails with EEXIST where the name is taken."""

@@ -109,7 +109,8 @@ class MountedDirectory:
         with self._lock:
             in_doubt = {name for name, count in self._in_doubt.items() if count > 0}
         children = self._ns.children(b"/")
-        known = [(name, node) for name, node in children if name not in in_doubt][:NAMES_MAX]
+        known = [(name, node) for name, node in children if name not in in_doubt and not node.is_guess]
+        known = known[:NAMES_MAX]
         if not known:
             return True if in_doubt else None
         asked = [(node.mode, Look(session, base + b"/" + name)) for name, node in known]

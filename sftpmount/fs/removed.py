@@ -14,7 +14,8 @@ import logging
 import secrets
 import threading
 import time
-from typing import Callable, Dict, List, Optional, Set, Tuple
+from collections import deque
+from typing import Callable, Deque, Dict, Optional, Set, Tuple
 
 from .. import waiting
 from ..cache.namespace import Namespace, Node
@@ -57,6 +58,9 @@ class RemovedFiles:
         self._clock = clock
         self._nodes: Dict[bytes, Node] = {}  # libfuse's path -> node
         self._places: Dict[Node, bytes] = {}  # node -> the server's path, where the file has no other name
+        # The names of such places, from before the server has them until no listing has them any more: seconds, name.
+        self._hidden: Set[bytes] = set()
+        self._unhiding: Deque[Tuple[float, bytes]] = deque()
 
     def node_at(self, path: bytes) -> Optional[Node]:
         """The file that libfuse means by ``path``."""
@@ -71,10 +75,25 @@ class RemovedFiles:
         """Where a file that has no name any more is on the server; b"" where it is not."""
         return self._places.get(node, b"")
 
-    def names_in_root(self) -> List[bytes]:
-        """What the root's listing must not show."""
+    def names_in_root(self) -> Set[bytes]:
+        """What the root's listing must not show: also what the server may have by now, or had a while ago."""
         with self._lock:
-            return [place.rpartition(b"/")[2] for place in self._places.values()]
+            return self._hidden.copy()
+
+    def _hide(self, place: bytes) -> None:
+        now = self._clock()
+        with self._lock:
+            while self._unhiding and self._unhiding[0][0] < now - REMEMBER_S:
+                self._hidden.discard(self._unhiding.popleft()[1])
+            self._hidden.add(place.rpartition(b"/")[2])
+
+    def _hide_no_more(self, place: bytes, *, is_gone: bool) -> None:
+        name = place.rpartition(b"/")[2]
+        with self._lock:
+            if is_gone:  # in older listings it may be
+                self._unhiding.append((self._clock(), name))
+            else:
+                self._hidden.discard(name)
 
     def remove(
         self, names: Namespace, node: Node, far_old: bytes, old: bytes, far_new: bytes, new: bytes
@@ -111,12 +130,12 @@ class RemovedFiles:
         else:
             place = (b"" if self.root == b"/" else self.root) + b"/" + PREFIX + secrets.token_hex(8).encode()
             try:
-                self._remote.rename(far_old, place, node.attrs)
+                self._move(node, far_old, place)
             except FsError as error:
                 if error.errno == errno.ETIMEDOUT:
                     raise
                 place = far_new
-                self._remote.rename(far_old, place, node.attrs)
+                self._move(node, far_old, place)
         names.removed(old)
         with self._lock:
             if node.pins:
@@ -130,6 +149,14 @@ class RemovedFiles:
         if place is None and not node.pins and not node.links and file is not None:
             with file.lock:
                 file.distrust()  # nobody can ask for its bytes again
+
+    def _move(self, node: Node, far_old: bytes, place: bytes) -> None:
+        self._hide(place)
+        try:
+            self._remote.rename(far_old, place, node.attrs)
+        except BaseException:
+            self._hide_no_more(place, is_gone=False)
+            raise
 
     def _is_being_released(self, node: Node) -> bool:
         """True where the last handle goes this moment: the kernel does not wait for a release, so an unlink overtakes it."""
@@ -213,6 +240,9 @@ class RemovedFiles:
             self._remote.unlink(place)
         except FsError as error:
             log.warning("%r, removed while it was open, is left on the server: %s", place, error.strerror)
+            self._hide_no_more(place, is_gone=False)
+        else:
+            self._hide_no_more(place, is_gone=True)
 
     def directory_renamed(self, old: bytes, new: bytes) -> None:
         """libfuse's paths move with their directories."""

@@ -484,6 +484,13 @@ class Remote(Reconnecting):
             lane, handle = file.attach(session)
             return lane.request(wire.FSTAT, wire.string(handle))
 
+    def fstat(self, file: RemoteFile) -> Attrs:
+        """The attributes of an open file."""
+        try:
+            return _with_size(self.run(lambda session: self.fstat_soon(file, session).wait().attrs()))
+        except StatusError as status:
+            raise self.explain("fstat", status, file.path) from None
+
     def fsetstat_now(self, file: RemoteFile, session: Session, attrs: Attrs) -> None:
         """Change attributes through the handle on ``session``; raises StatusError, ConnectionLost.
 
