@@ -508,7 +508,7 @@ class TestUnmount:
         mounted = away("-o", "retry_timeout=60")
         self.hold(mounted)
         subprocess.run(["fusermount3", "-u", mounted.path], check=True)
-        wait_until(lambda: named(mounted.mount), 5.0, "the log says what is not stored")
+        wait_until(lambda: named(mounted.mount), 20.0, "the log says what is not stored")
         assert mounted.mount.is_running
         mounted.regain("refused")
         assert mounted.mount.wait(30.0) == 0
