@@ -687,6 +687,7 @@ def test_metrics_are_kept_and_removed_with_the_mount(
 ) -> None:
     path = tmp_path / "sftpmount.prom"
     mount = make_mount(sshd, "-o", f"metrics={path}")
+    wait_until(path.exists, WAIT_S, "the file, which comes right behind the mount")
     found = samples(path.read_text())
     label = f'mountpoint="{mount.path}"'
     assert found["sftpmount_healthy"] == found["sftpmount_connected"] == {label: 1.0}
