@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import threading
+from time import monotonic
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from typing import Callable, Iterator, Optional, Protocol, TypeVar
@@ -21,6 +23,11 @@ from .errors import FsError
 T = TypeVar("T")
 
 POLL_S = 0.25  # Ctrl-C is to free a program within a second
+
+# To wake a thread that sleeps takes up to 0.1 ms (a virtual machine's processor has to be given back by its host first), which
+# is as long as a server on the same network needs to answer. What comes that soon is worth looking out for.
+SPIN_S = 0.0002 if len(os.sched_getaffinity(0)) > 1 else 0.0
+_SOON_S = 2 * SPIN_S  # what took no longer, with the time to be woken, may have been there within SPIN_S
 
 
 class _Lock(Protocol):
@@ -32,6 +39,8 @@ class _Lock(Protocol):
 class _Thread(threading.local):
     is_interrupted: Optional[Callable[[], bool]] = None
     end_of_operation: Optional[Callable[[], Callable[[], bool]]] = None
+    step_aside: Optional[Callable[[], None]] = None
+    let_others: Optional[Callable[[], None]] = None
 
 
 _thread = _Thread()
@@ -40,13 +49,31 @@ _thread = _Thread()
 def serve(
     is_interrupted: Callable[[], bool],
     end_of_operation: Optional[Callable[[], Callable[[], bool]]] = None,
+    step_aside: Optional[Callable[[], None]] = None,
+    let_others: Optional[Callable[[], None]] = None,
 ) -> None:
     """This thread serves programs from now on; ``is_interrupted()`` tells whether the present one is being ended.
 
     ``end_of_operation()`` gives a function that tells any thread, later, whether what this one does now is over for libfuse.
+    ``step_aside()`` is called before the thread sleeps in a wait of this module, ``let_others()`` now and then while it looks
+    for what may come at any moment: others may be waiting for it.
     """
     _thread.is_interrupted = is_interrupted
     _thread.end_of_operation = end_of_operation
+    _thread.step_aside = step_aside
+    _thread.let_others = let_others
+
+
+def step_aside() -> None:
+    """This thread is about to sleep."""
+    if _thread.step_aside is not None:
+        _thread.step_aside()
+
+
+def let_others() -> None:
+    """This thread does not sleep, but has nothing to do just now."""
+    if _thread.let_others is not None:
+        _thread.let_others()
 
 
 def end_of_operation() -> Callable[[], bool]:
@@ -83,23 +110,58 @@ def check() -> None:
 
 def acquire(lock: _Lock) -> None:
     """``lock.acquire()``; raises FsError (EINTR)."""
+    if lock.acquire(False):
+        return
+    step_aside()
     while not lock.acquire(True, POLL_S):
         check()
 
 
 def wait(condition: threading.Condition) -> None:
     """``condition.wait()``, and now and then for nothing; raises FsError (EINTR). Does not wait longer than ``POLL_S``."""
+    step_aside()
     if not condition.wait(POLL_S):
         check()
 
 
 def result(future: Future[T]) -> T:
     """``future.result()``; raises FsError (EINTR)."""
+    if not future.done():
+        step_aside()
     while True:
         try:
             return future.result(POLL_S)
         except NotYet:
             check()
+
+
+class Spin:
+    """How a thread looks out for what may come soon: ``begin``, and ``again`` each time that it is not there, then ``end``.
+
+    ``again`` is True, and lets other threads of this processor go first, for ``SPIN_S`` where it came soon the last time: so
+    what takes long costs nothing.
+    """
+
+    __slots__ = ("_began_s", "_last_s", "_until_s")
+
+    def __init__(self) -> None:
+        self._last_s = self._began_s = self._until_s = 0.0
+
+    def begin(self) -> None:
+        """It is waited for from now on."""
+        self._began_s = monotonic()
+        self._until_s = self._began_s + SPIN_S if self._last_s < _SOON_S else 0.0
+
+    def again(self) -> bool:
+        """Look again at once? Else it is time to sleep."""
+        if monotonic() >= self._until_s:
+            return False
+        os.sched_yield()
+        return True
+
+    def end(self) -> None:
+        """It has come."""
+        self._last_s = monotonic() - self._began_s
 
 
 class RLock:

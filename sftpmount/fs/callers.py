@@ -1,4 +1,4 @@
-"""Whom an operation is for: the threads of libfuse, and the programs that wait for them or are being ended.
+"""Whom an operation is for: the threads that serve, and the programs that wait for them or are being ended.
 
 A program that is ended while it waits for the server gets EINTR; umount -f ends the wait of all. What nobody waits for, such
 as the release of a file, is done all the same. ``waiting`` is told here, once for each thread, how to find that out.
@@ -7,7 +7,6 @@ as the release of a file, is done all the same. ``waiting`` is told here, once f
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import logging
 import os
@@ -18,14 +17,11 @@ import time
 from typing import Callable, Iterator, Optional
 
 from .. import waiting
+from .loop import Loop
 
 log = logging.getLogger(__name__)
 
 FORCED_S = 1.0  # what an operation that does not wait for the server needs to end
-# Python makes, and unmakes, its record of a thread with every call that comes from a thread of libfuse; with a page of stack
-# each time that is a tenth of a write. A record that is asked for once more stays until the process ends, so only a number
-# of threads gets one: libfuse keeps ten, those that a burst brings come and go.
-_KEPT_THREADS_MAX = 64
 
 
 class Callers:
@@ -43,8 +39,7 @@ class Callers:
         self._is_forced = False
         # Operations that somebody waits for. Counted twice, since only next() is one step to all threads.
         self._begun, self._ended = itertools.count(), itertools.count()
-        self._threads = itertools.count()
-        self._thread = threading.local()  # caller: set with the first operation
+        self._thread = threading.local()  # caller: in the threads of the loop
         self._device: Optional[int] = None  # the descriptor of /dev/fuse
 
     def watch(self) -> None:
@@ -55,16 +50,23 @@ class Callers:
                 target=self._watch_for_force, args=(os.dup(self._device),), name="force", daemon=True
             ).start()
 
+    def serve(self, loop: Loop) -> None:
+        """This thread is one of ``loop``."""
+        caller = self._thread.caller = _Caller()
+        waiting.serve(
+            self._is_given_up, lambda: self._end_of_operation(caller), loop.step_aside, loop.let_others
+        )
+
+    def request_ended(self) -> None:
+        """libfuse is done with the request that this thread had taken."""
+        self._thread.caller.requests += 1
+
     def begin(self) -> None:
-        """This thread of libfuse begins an operation."""
+        """An operation begins in this thread."""
         next(self._begun)
-        try:
-            self._thread.caller.operations += 1
-        except AttributeError:
-            self._new_thread()
 
     def end(self) -> None:
-        """Its operation has ended."""
+        """It has ended."""
         next(self._ended)
 
     @contextlib.contextmanager
@@ -77,19 +79,11 @@ class Callers:
         finally:
             next(self._begun)
 
-    def _new_thread(self) -> None:
-        caller = self._thread.caller = _Caller()
-        waiting.serve(self._is_given_up, lambda: self._end_of_operation(caller))
-        if next(self._threads) < _KEPT_THREADS_MAX:
-            ctypes.pythonapi.PyGILState_Ensure()
-
     def _end_of_operation(self, caller: _Caller) -> Callable[[], bool]:
-        after = caller.operations + 1  # may be the second step of this one, a rename, unless it is what asks
+        now = caller.requests
 
         def is_over() -> bool:
-            return (
-                caller.operations > after or caller is self._thread.caller or caller.is_reading(self._device)
-            )
+            return caller.requests != now or caller is getattr(self._thread, "caller", None)
 
         return is_over
 
@@ -116,22 +110,12 @@ class Callers:
 
 
 class _Caller:
-    """A thread of libfuse."""
+    """A thread of the loop."""
 
-    __slots__ = ("operations", "thread_id")
+    __slots__ = ("requests",)
 
     def __init__(self) -> None:
-        self.thread_id = threading.get_native_id()
-        self.operations = 0
-
-    def is_reading(self, device: Optional[int]) -> bool:
-        """True where it waits for the kernel's next request."""
-        try:
-            with open(f"/proc/self/task/{self.thread_id}/syscall", encoding="ascii") as file:
-                fields = file.read().split()  # number, arguments; or "running"
-            return len(fields) > 1 and int(fields[1], 16) == device
-        except (OSError, ValueError):
-            return False
+        self.requests = 0  # that it has worked off
 
 
 # What a local disk's programs can be ended by while they wait for it; also those that a program may want to clean up after.

@@ -29,6 +29,7 @@ from .callers import Callers
 from .filesystem import UNKNOWN_INO, Filesystem
 from .handles import Handle, Stat
 from .libfuse import own_main
+from .loop import Loop
 from .removed import is_libfuse_name
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,23 @@ class _Adapter(_Base):  # type: ignore[misc]
         encoded = {
             name: _latin1(value) if isinstance(value, str) else value for name, value in options.items()
         }
+        try:
+            fuse._libfuse.fuse_main_real = own_main(fuse._libfuse, MAX_WRITE_BYTES, self._serve)
+        except AttributeError as error:
+            raise FuseUnavailable(
+                f"this is no libfuse 2 ({error}); on Debian and Ubuntu: apt install libfuse2"
+            ) from error
         super().__init__(_Operations(), _latin1(mountpoint), raw_fi=True, encoding="latin-1", **encoded)
+
+    def _serve(self, device: int, buffer_bytes: int, work: Callable[[int, int], None]) -> None:
+        """Until the mount ends."""
+
+        def work_off(address: int, length: int) -> None:
+            work(address, length)
+            self._callers.request_ended()
+
+        loop = Loop(device, buffer_bytes, work_off, on_thread=lambda: self._callers.serve(loop))
+        loop.run()
 
     def _wrapper(self, func: Callable[..., Any], *args: Any) -> int:
         """The errno boundary: whatever happens, libfuse gets an int."""
@@ -410,7 +427,6 @@ def serve(
     anything is mounted, MountpointError where libfuse refuses (it prints its reason to stderr itself).
     """
     check_available()
-    fuse._libfuse.fuse_main_real = own_main(fuse._libfuse, MAX_WRITE_BYTES)
     cached = filesystem.lifetime_s > 0
     options: Dict[str, Union[str, bool]] = {
         "use_ino": True,

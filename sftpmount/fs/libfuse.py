@@ -48,15 +48,15 @@ class _ChannelOperations(ctypes.Structure):
     _fields_ = [("receive", ctypes.c_void_p), ("send", _Send), ("destroy", ctypes.c_void_p)]
 
 
-def own_main(library: Any, write_bytes_max: int) -> Callable[..., int]:
+def own_main(
+    library: Any, write_bytes_max: int, serve: Callable[[int, int, Callable[[int, int], None]], None]
+) -> Callable[..., int]:
     """What to call in place of ``library.fuse_main_real``; requests then have up to ``write_bytes_max`` bytes of data.
 
-    Gives ``library``'s own where that cannot be (another library than libfuse 2).
+    ``serve(device, buffer_bytes, work)`` is called in place of libfuse's loop: see ``loop.Loop``. Raises AttributeError where
+    it is another library than libfuse 2.
     """
-    try:
-        _declare(library)
-    except AttributeError:
-        return library.fuse_main_real  # type: ignore[no-any-return]
+    _declare(library)
 
     def main(argc: int, argv: Any, operations: Any, size: int, data: Any) -> int:
         mountpoint, is_threaded = ctypes.c_char_p(), ctypes.c_int()
@@ -65,10 +65,21 @@ def own_main(library: Any, write_bytes_max: int) -> Callable[..., int]:
         )
         if not fuse:
             return 1
-        _shake_hands(library, fuse, write_bytes_max)
-        failed = library.fuse_loop_mt(fuse) if is_threaded.value else library.fuse_loop(fuse)
-        library.fuse_teardown(fuse, mountpoint)
-        return 1 if failed else 0
+        session = library.fuse_get_session(fuse)
+        channel = library.fuse_session_next_chan(session, None)
+        _shake_hands(library, session, channel, write_bytes_max)
+
+        def work(address: int, length: int) -> None:
+            library.fuse_session_process(session, address, length, channel)
+
+        try:
+            serve(library.fuse_chan_fd(channel), library.fuse_chan_bufsize(channel), work)
+        except OSError as error:
+            log.error("reading the kernel's requests: %s", error.strerror)
+            return 1
+        finally:
+            library.fuse_teardown(fuse, mountpoint)
+        return 0
 
     return main
 
@@ -77,12 +88,10 @@ def _declare(library: Any) -> None:
     pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     for name, result, arguments in (
         ("fuse_setup", pointer, None),
-        ("fuse_loop_mt", number, [pointer]),
-        ("fuse_loop", number, [pointer]),
         ("fuse_teardown", None, [pointer, ctypes.c_char_p]),
         ("fuse_get_session", pointer, [pointer]),
         ("fuse_session_next_chan", pointer, [pointer, pointer]),
-        ("fuse_session_process", None, [pointer, ctypes.c_char_p, size, pointer]),
+        ("fuse_session_process", None, [pointer, pointer, size, pointer]),
         ("fuse_chan_fd", number, [pointer]),
         ("fuse_chan_bufsize", size, [pointer]),
         ("fuse_chan_new", pointer, [ctypes.POINTER(_ChannelOperations), number, size, pointer]),
@@ -94,9 +103,7 @@ def _declare(library: Any) -> None:
             function.argtypes = arguments
 
 
-def _shake_hands(library: Any, fuse: int, write_bytes_max: int) -> None:
-    session = library.fuse_get_session(fuse)
-    channel = library.fuse_session_next_chan(session, None)
+def _shake_hands(library: Any, session: int, channel: int, write_bytes_max: int) -> None:
     device, buffer_bytes = library.fuse_chan_fd(channel), library.fuse_chan_bufsize(channel)
     words = (ctypes.c_size_t * (_BUFFER_BYTES + 1)).from_address(channel)
     if (words[_SESSION], words[_DESCRIPTOR] & 0xFFFFFFFF, words[_BUFFER_BYTES]) != (
