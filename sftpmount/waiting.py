@@ -13,9 +13,9 @@ import contextlib
 import errno
 import os
 import threading
-from time import monotonic
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
+from time import monotonic
 from typing import Callable, Iterator, Optional, Protocol, TypeVar
 
 from .errors import FsError

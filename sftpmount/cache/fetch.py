@@ -170,12 +170,13 @@ class Fetcher:
         try:
             if session is None:
                 raise ConnectionLost
-            while waiting:
-                self._send_one(source, session, waiting[0])
-                waiting.pop(0)
-            check = self._remote.fstat_soon(source, session)
-            for fetch in fetches:
-                fetch.check = check
+            with self._remote.together(source, session):
+                while waiting:
+                    self._send_one(source, session, waiting[0])
+                    waiting.pop(0)
+                check = self._remote.fstat_soon(source, session)
+                for fetch in fetches:
+                    fetch.check = check
         except (ConnectionLost, FsError):
             for fetch in waiting:
                 if fetch.give_up():

@@ -21,7 +21,7 @@ import logging
 import os
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from .. import waiting
 from ..errors import ConnectionLost, FsError, StatusError
@@ -293,22 +293,11 @@ class WriteBack:
         with_fsync = commit and FSYNC in session.extensions
         for _ in range(PASSES_MAX):
             self._cut_again(session, file)
-            self._send(session, file)
-            with file.lock:
-                # What another thread has taken must leave before the questions that are to cover it.
-                while any(file.leaving.overlaps(*span) for span in target):
-                    waiting.wait(file.request_ended)
-                # What has not left may come behind the question, and be acknowledged before the answer is looked at.
-                sends = -1 if file.leaving or file.recut else file.sends
-            committing = self._send_commit(session, file) if with_fsync else None
-            with file.lock:
-                if not file.writers:
-                    return None  # the last of them was released meanwhile, which ended what there was to do
-                writer: RemoteFile = file.writers[0].borrow()
-            try:
-                looking = self._remote.fstat_soon(writer, session)
-            finally:
-                writer.give_back()
+            asked = self._send_all(session, file, target, with_fsync)
+            if asked is None:
+                return None  # the last writer was released meanwhile, which ended what there was to do
+            sends, committing, looking = asked
+            looking.wait()  # the last of the replies, where the server keeps the order
             with file.lock:
                 while any(file.in_flight.overlaps(*span) for span in target):
                     waiting.wait(file.request_ended)
@@ -316,19 +305,62 @@ class WriteBack:
                 raise session.lost
             if committing is not None:
                 committing.wait()
-            attrs = looking.wait().attrs()
+            attrs = looking.attrs()
             with file.lock:
                 if file.failure is not None:
                     raise file.failure
                 is_true = file.stored((attrs.size, attrs.mtime), sends)
                 if is_true and attrs.size is not None and attrs.size < file.size:
-                    log.error("the server has %d bytes of %r: %s", attrs.size, writer.path, file)
+                    log.error("the server has less than it acknowledged, %d bytes: %s", attrs.size, file)
                     raise FsError(errno.EIO, "the server has less than it acknowledged")
                 again = any(file.dirty.overlaps(*span) for span in target)
                 again = again or (with_fsync and any(file.written.overlaps(*span) for span in target))
             if not again:
                 break
         return attrs if is_true else Attrs()
+
+    def _send_all(
+        self, session: Session, file: FileCache, target: Extents, with_fsync: bool
+    ) -> Optional[Tuple[int, Optional[_Fsync], Pending]]:
+        """Send what is dirty and, behind what is sent of ``target``, the questions; None where no writer is left.
+
+        Of a small file all leaves in one packet.
+        """
+        with file.lock:
+            writer = file.writers[0].borrow() if file.writers else None
+            is_small = not file.in_flight and file.dirty.total <= BLOCK_BYTES
+        if writer is None:
+            return None
+        try:
+            if is_small:
+                with self._remote.together(writer, session):
+                    self._send(session, file)
+                    with file.lock:
+                        is_behind = not any(file.leaving.overlaps(*span) for span in target)
+                    if is_behind:
+                        return self._ask(session, file, writer, with_fsync)
+            else:
+                self._send(session, file)
+            with file.lock:
+                # What another thread has taken must leave before the questions that are to cover it.
+                while any(file.leaving.overlaps(*span) for span in target):
+                    waiting.wait(file.request_ended)
+            with self._remote.together(writer, session):
+                return self._ask(session, file, writer, with_fsync)
+        finally:
+            writer.give_back()
+
+    def _ask(
+        self, session: Session, file: FileCache, writer: RemoteFile, with_fsync: bool
+    ) -> Optional[Tuple[int, Optional[_Fsync], Pending]]:
+        """FSYNC, where wanted, and FSTAT; before them how much was sent, -1 where more may come behind."""
+        with file.lock:
+            if not file.writers:
+                return None
+            # What has not left may come behind the question, and be acknowledged before the answer is looked at.
+            sends = -1 if file.leaving or file.recut else file.sends
+        committing = self._send_commit(session, file) if with_fsync else None
+        return sends, committing, self._remote.fstat_soon(writer, session)
 
     def _cut_again(self, session: Session, file: FileCache) -> None:
         """The server may have forgotten a truncation: make it again, before the bytes that were written after it."""
@@ -418,6 +450,8 @@ class _Fsync:
 
     def wait(self) -> None:
         """Raise what the fsync ended with."""
+        if not self._ended.is_set():
+            waiting.step_aside()
         while not self._ended.wait(waiting.POLL_S):
             waiting.check()
         if self._error is not None:

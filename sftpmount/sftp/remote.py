@@ -138,8 +138,9 @@ class Remote(Reconnecting):
         left_out, example = 0, b""
         try:
             while in_flight or not ended:
-                while not ended and len(in_flight) < window and replies != 1:
-                    in_flight.append(lane.request(wire.READDIR, body))
+                with lane.together():
+                    while not ended and len(in_flight) < window and replies != 1:
+                        in_flight.append(lane.request(wire.READDIR, body))
                 names = in_flight.pop(0).wait().names()
                 replies += 1
                 if not names:
@@ -181,8 +182,10 @@ class Remote(Reconnecting):
 
         def attempt(session: Session) -> Attrs:
             nonlocal is_made
-            making = session.meta.request(kind, body_for(session))
-            looking = _look_behind(lambda: Look(session, path))
+            body = body_for(session)
+            with session.meta.together():
+                making = session.meta.request(kind, body)
+                looking = _look_behind(lambda: Look(session, path))
             making.wait().expect_ok()
             is_made = True
             with _behind_another():
@@ -381,8 +384,9 @@ class Remote(Reconnecting):
             if pflags & wire.FXF_EXCL:
                 must_be_absent(session, path)
             lane = lane_for(session, pflags)
-            opening = lane.request(wire.OPEN, body)
-            looking = _look_behind(lambda: lane.request(wire.LSTAT, wire.string(path)))
+            with lane.together():
+                opening = lane.request(wire.OPEN, body)
+                looking = _look_behind(lambda: lane.request(wire.LSTAT, wire.string(path)))
             handle = handle_of(lane, opening)
             file.opened(session, lane, handle)
             try:
@@ -425,25 +429,43 @@ class Remote(Reconnecting):
         None where it is longer than ``bytes_max``, or was changed meanwhile. Raises StatusError, ConnectionLost.
         """
         lane = session.read_lane
-        opening = lane.request(wire.OPEN, wire.open_body(path, wire.FXF_READ))
-        looking = lane.request(wire.LSTAT, wire.string(path))
+        with lane.together():
+            opening = lane.request(wire.OPEN, wire.open_body(path, wire.FXF_READ))
+            looking = lane.request(wire.LSTAT, wire.string(path))
         handle = handle_of(lane, opening)
         reading: List[Pending] = []
+        closing = wire.string(handle)
         try:
             attrs = looking.wait().attrs()
-            size, step = attrs.size, session.limits.read_bytes
-            if size is None or size > bytes_max or not stat.S_ISREG(attrs.mode or 0):
-                return None
-            for at in range(0, size, step):
-                body = wire.read_body(handle, at, min(step, size - at))
-                reading.append(lane.request(wire.READ, body))
-            looking = lane.request(wire.FSTAT, wire.string(handle))
-        finally:
-            lane.request(wire.CLOSE, wire.string(handle), callback=_log_close_error)
+        except BaseException:
+            lane.request(wire.CLOSE, closing, callback=_log_close_error, is_awaited=False)
+            raise
+        size, step = attrs.size, session.limits.read_bytes
+        is_small = size is not None and size <= bytes_max and stat.S_ISREG(attrs.mode or 0)
+        with lane.together():
+            if size is not None and is_small:
+                for at in range(0, size, step):
+                    body = wire.read_body(handle, at, min(step, size - at))
+                    reading.append(lane.request(wire.READ, body))
+                looking = lane.request(wire.FSTAT, closing)
+            lane.request(wire.CLOSE, closing, callback=_log_close_error, is_awaited=False)
+        if not is_small:
+            return None
         data = b"".join([part.wait().data() for part in reading])
         now = looking.wait().attrs()
         is_whole = len(data) == size and (now.size, now.mtime) == (size, attrs.mtime)
         return (attrs, data) if is_whole else None
+
+    @contextlib.contextmanager
+    def together(self, file: RemoteFile, session: Session) -> Iterator[None]:
+        """What is sent for ``file`` on ``session`` within leaves in one packet, if it fits, at the end of the block.
+
+        Raises ConnectionLost, FsError. Within, wait for nothing.
+        """
+        with file:
+            lane, _ = file.attach(session)  # which may have to open it again, and wait for that
+            with lane.together():
+                yield
 
     def read_soon(
         self,
@@ -498,8 +520,9 @@ class Remote(Reconnecting):
         """
         with file:
             lane, handle = file.attach(session)
-            pending = lane.request(wire.FSETSTAT, wire.string(handle) + wire.attrs(attrs))
-            looking = lane.request(wire.FSTAT, wire.string(handle)) if attrs.size is not None else None
+            with lane.together():
+                pending = lane.request(wire.FSETSTAT, wire.string(handle) + wire.attrs(attrs))
+                looking = lane.request(wire.FSTAT, wire.string(handle)) if attrs.size is not None else None
         pending.wait().expect_ok()
         if looking is not None and _size_or_none(looking) not in (attrs.size, None):
             # Another client may have changed it since, and a server need not keep the order: but not twice.
@@ -525,9 +548,10 @@ class Remote(Reconnecting):
                 count = min(end - position, session.limits.read_bytes)
                 with file:
                     lane, handle = file.attach(session)
-                    reading = lane.request(wire.READ, wire.read_body(handle, position, count))
-                    if position + count >= end:
-                        looking = lane.request(wire.FSTAT, wire.string(handle))
+                    with lane.together():
+                        reading = lane.request(wire.READ, wire.read_body(handle, position, count))
+                        if position + count >= end:
+                            looking = lane.request(wire.FSTAT, wire.string(handle))
                 data = reading.wait().data()
                 if not data:
                     break
@@ -589,7 +613,7 @@ class Remote(Reconnecting):
         if session is None or lane is None or session.lost is not None:
             return  # the server closed it with the connection
         try:
-            lane.request(wire.CLOSE, wire.string(handle), callback=_log_close_error)
+            lane.request(wire.CLOSE, wire.string(handle), callback=_log_close_error, is_awaited=False)
         except ConnectionLost:
             pass
 

@@ -17,12 +17,13 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
 import time
-from _thread import allocate_lock
-from typing import Any, Callable, Dict, List, Optional, Protocol, Set, TypeVar
+from _thread import LockType, allocate_lock, get_ident
+from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Set, TypeVar
 
 from .. import waiting
 from ..errors import (
@@ -68,6 +69,8 @@ class ByteChannel(Protocol):
 
     def send(self, *parts: wire.Buffer) -> None: ...  # pragma: no cover
 
+    def together(self) -> contextlib.AbstractContextManager[None]: ...  # pragma: no cover
+
     def close(self) -> None: ...  # pragma: no cover
 
 
@@ -79,6 +82,10 @@ class ByteConnection(Protocol):
     ) -> ByteChannel: ...  # pragma: no cover
 
     def be_lazy_when(self, nobody_waits: Callable[[], bool]) -> None: ...  # pragma: no cover
+
+    def wait_for(self, lock: LockType) -> None: ...  # pragma: no cover
+
+    def attend(self) -> None: ...  # pragma: no cover
 
     def heartbeat(self) -> None: ...  # pragma: no cover
 
@@ -97,15 +104,21 @@ ReplyCallback = Callable[["Pending"], None]
 class Pending:
     """A request in flight. A raw lock is the event: concurrent.futures.Future costs ten times as much per request."""
 
-    __slots__ = ("_callback", "_lock", "asked", "body", "error", "kind", "request_id")
+    __slots__ = ("_callback", "_lock", "_wait_for", "asked", "body", "error", "kind", "request_id")
 
-    def __init__(self, callback: Optional[ReplyCallback] = None, asked: int = wire.INIT) -> None:
+    def __init__(
+        self,
+        callback: Optional[ReplyCallback] = None,
+        asked: int = wire.INIT,
+        wait_for: Callable[[LockType], None] = waiting.acquire,
+    ) -> None:
         self.asked = asked  # the request's type
         self.kind = 0
         self.request_id = 0  # set for VERSION alone, which has the version number in this place
         self.body = b""
         self.error: Optional[ConnectionLost] = None
         self._callback = callback
+        self._wait_for = wait_for
         self._lock = allocate_lock()
         self._lock.acquire()
 
@@ -124,7 +137,7 @@ class Pending:
 
         Raises FsError (EINTR) where nobody waits for it any more.
         """
-        waiting.acquire(self._lock)
+        self._wait_for(self._lock)
         self._lock.release()
         if self.error is not None:
             raise self.error
@@ -207,10 +220,14 @@ class Lane:
         self.extensions: Dict[bytes, bytes] = {}
         self._clock = clock
         self._channel: Optional[ByteChannel] = None
+        self._connection: Optional[ByteConnection] = None
         self._ids = itertools.count(1)
         self._pending: Dict[int, Pending] = {}
         self._awaited: Set[int] = set()  # ids of the requests in flight whose replies someone waits for
         self._reader = wire.ReplyReader()
+        self._gathered: Dict[
+            int, List[int]
+        ] = {}  # thread in ``together`` -> ids of what it has requested there
         self._version = Pending()
         self._version_known = False
         self._lost: Optional[ConnectionLost] = None
@@ -223,6 +240,7 @@ class Lane:
 
     def open(self, connection: ByteConnection) -> None:
         """Start the subsystem and agree on version 3."""
+        self._connection = connection
         self._channel = connection.open_subsystem("sftp", self._on_data, self._on_closed)
         self._channel.send(wire.init())
         reply = self._version.wait()
@@ -250,11 +268,13 @@ class Lane:
 
         A reply that is not ``is_awaited`` may be left lying for about a millisecond, so that several are read at once.
         """
-        if self._lost is not None or self._channel is None:
+        if self._lost is not None or self._channel is None or self._connection is None:
             raise NotSent(str(self._lost))
-        pending = Pending(callback, kind)
+        pending = Pending(callback, kind, self._connection.wait_for)
         request_id = next(self._ids) & 0xFFFFFFFF
         self._pending[request_id] = pending
+        if self._gathered and get_ident() in self._gathered:
+            self._gathered[get_ident()].append(request_id)
         if is_awaited:
             self._awaited.add(request_id)
         try:
@@ -262,14 +282,51 @@ class Lane:
         except ConnectionLost:
             self._on_closed(ConnectionLost(f"lane {self.name}: sending failed"))
         except FsError:  # who asks has gone, before any of it was sent
-            self._pending.pop(request_id, None)
-            self._awaited.discard(request_id)
+            self._take_back(request_id)
             raise
+        if callback is not None and is_awaited:
+            self._connection.attend()
         # Whoever set _lost may have swept the table before this request was in it.
         if self._lost is not None and self._pending.pop(request_id, None) is not None:
             self._doubt = self._doubt or kind not in _LOOKS
             pending.complete(0, b"", self._lost)
         return pending
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What this thread requests here within leaves in one packet, if it fits, at the end of the block.
+
+        The end raises FsError (EINTR) where nothing of it was sent and nobody waits any more. Within, wait for nothing.
+        """
+        if self._channel is None:
+            raise NotSent(str(self._lost))
+        me = get_ident()
+        if me in self._gathered:
+            yield
+            return
+        ids: List[int] = []
+        is_done = False
+        try:
+            with self._channel.together():
+                self._gathered[me] = ids
+                try:
+                    yield
+                    is_done = True
+                finally:
+                    del self._gathered[me]
+        except ConnectionLost:
+            if not is_done:
+                raise
+            self._on_closed(ConnectionLost(f"lane {self.name}: sending failed"))
+        except FsError as error:
+            if is_done:
+                for pending in filter(None, map(self._take_back, ids)):
+                    pending.complete(0, b"", NotSent(str(error)))
+            raise
+
+    def _take_back(self, request_id: int) -> Optional[Pending]:
+        self._awaited.discard(request_id)
+        return self._pending.pop(request_id, None)
 
     @property
     def in_flight(self) -> int:

@@ -6,11 +6,14 @@ bytes (a peer that waits for us to read, while we wait for it to read, would be 
 1. Packets are sealed in order under ``_seal_lock``, which is never held over a system call, and queued.
 2. Whoever holds ``_socket_lock`` empties the queue into the socket. A thread that must not wait leaves the rest to the
    holder, or to the reading thread, which then polls for writability too.
-3. Only the transport thread reads. It takes as much from the socket as there is, and hands data and window adjustments
-   straight to the channel's sink; everything else goes to paramiko as a Message.
+3. One thread reads at a time, under ``_reading``: the transport thread or, where it is alone, the one that waits for what comes
+   next (``wait_for``), for as long as that comes soon. It takes as much from the socket as there is, and hands data and
+   window adjustments straight to the channel's sink; everything else, also what goes wrong, is the transport thread's,
+   which hands it to paramiko.
 4. The descriptor is closed only by ``release``, when no thread can be inside a system call on it; ``close`` shuts it down.
 
-Locks: ``_seal_lock`` and ``_socket_lock`` are leaves, neither is taken with the other held.
+Locks: ``_seal_lock`` and ``_socket_lock`` are leaves, neither is taken with the other held. ``_reading`` is never waited for,
+and held while a sink takes data.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import os
 import select
 import socket
 import threading
+from _thread import LockType
 from collections import deque
 from struct import Struct
 from time import monotonic, sleep
@@ -34,12 +38,18 @@ from sftpmount.ssh.ciphers import Clear, make_cipher
 _PACKET_BYTES_MAX = 256 * 1024  # OpenSSH's PACKET_MAX_SIZE; no one sends more
 _RECEIVE_BUFFER_BYTES = 1024 * 1024
 _SCRATCH_BYTES = _PACKET_BYTES_MAX + 64
+_ROOM_FOR_A_PACKET_BYTES = _PACKET_BYTES_MAX + 128  # with length field and tag
 _ROOM_BYTES = 160 * 1024  # for a full batch of a channel, sealed
 _ROOMS_KEPT_MAX = 4
 _BANNER_LINE_BYTES_MAX = 8192
 _POLL_MS = 1000
 _RESET_ON_CLOSE = Struct("ii").pack(1, 0)  # struct linger
 _NAP_S = 0.001
+# A reply that came within this time the last time is read by the thread that waits for it: to wake the transport thread, and
+# have that wake the other, takes longer than a server on the same network needs to answer.
+_HELP_S = 0.002
+_LENT_MS = 2  # so long may lie what comes meanwhile and nobody waits for
+_ATTEND_S = 0.002
 _RANDOM_BYTES = 8192
 _QUEUED_PACKETS_MAX = 10_000  # more are answers to a server that asks and asks, and does not read
 _SEQUENCE_MASK = 0xFFFFFFFF
@@ -58,7 +68,7 @@ _DATA_FIELDS = Struct(
 
 
 class Sink(Protocol):
-    """A channel of ours, as far as bulk messages go; called in the transport thread, must neither wait nor send."""
+    """A channel of ours, as far as bulk messages go; called in the thread that reads, must neither wait nor send."""
 
     def take(self, data: bytes) -> None: ...  # pragma: no cover
 
@@ -112,7 +122,7 @@ class PacketStream:
         self._reader = select.poll()
         self._reader.register(self._wake_out, select.POLLIN)
         self._reader.register(sock, select.POLLIN)
-        self._polls_writable = False
+        self._polls = select.POLLIN
 
         self._outbound: Any = Clear()
         self._sequence_out = 0
@@ -128,6 +138,15 @@ class PacketStream:
         self._start = self._end = 0  # what is received and not yet opened
         self._length: Optional[int] = None  # of the packet at _start, once known
         self._drained = False  # the socket has nothing more to read as far as we know
+        self._reading = threading.Lock()  # held by who takes from the socket and opens packets
+        self._lent = False  # the transport thread leaves that to another
+        self._kept: Optional[Tuple[int, Message]] = None  # what such another found that is not for a sink
+        self._failure: Optional[Exception] = None  # or what it met
+        self._attends_until_s = 0.0
+        self._last_wait_s = 0.0
+        self._spin = waiting.Spin()
+        self._helper = select.poll()
+        self._helper.register(sock, select.POLLIN)
         self.sinks: Dict[int, Sink] = {}
         self.data_may_flow = False
         self.nobody_waits: Callable[[], bool] = lambda: False
@@ -347,47 +366,130 @@ class PacketStream:
         Raises EOFError, SSHException for what no honest peer sends, NeedRekeyException when keys should be exchanged first.
         """
         while True:
-            size = self._next_packet()
-            plain = self._plain_in
-            sequence = self._sequence_in
-            self._sequence_in = (sequence + 1) & _SEQUENCE_MASK
-            if self._sequence_in == 0 and not self._initial_kex_done:
-                raise SSHException("sequence number rolled over during the initial key exchange")
-            padding, kind, channel, count = _DATA_FIELDS.unpack_from(plain)
-            if padding < 4 or padding + 2 > size:
-                raise SSHException("packet with impossible padding")
-            if kind in _BULK and self.data_may_flow:
-                sink = self.sinks.get(channel)
-                if sink is not None:
-                    if 10 + padding + (count if kind == _CHANNEL_DATA else 0) > size:
-                        raise SSHException("a message longer than its packet")
-                    if kind == _CHANNEL_DATA:
-                        sink.take(bytes(plain[10 : 10 + count]))
-                    else:
-                        sink.widen(count)
-                    if self._rekey_due and self.kex_deadline_s is None:
-                        raise NeedRekeyException
-                    continue
-            message = Message(bytes(plain[2 : size - padding]))
-            message.seqno = sequence
-            return kind, message
+            if self._reading.acquire(blocking=False):
+                try:
+                    message = self._read(lambda: True)
+                finally:
+                    self._reading.release()
+                if message is not None:
+                    return message
+            else:
+                self._lent = True
+            self._wait_readable()
 
-    def _next_packet(self) -> int:
-        """Open the next packet into ``_plain_in``; returns its length (padding length, payload and padding)."""
+    def wait_for(self, lock: LockType) -> None:
+        """Acquire ``lock``, which what arrives will release, and read it in this thread where that spares waking another.
+
+        Raises FsError (EINTR).
+        """
+        began_s = monotonic()
+        if self._last_wait_s < _HELP_S and lock.locked():
+            self._help(lock)
+        waiting.acquire(lock)
+        self._last_wait_s = monotonic() - began_s
+
+    def _help(self, lock: LockType) -> None:
+        """Read until ``lock`` is free, unless the transport thread had better do it: others wait too, or keys are exchanged."""
+        if not self._may_help() or not self._reading.acquire(blocking=False):
+            return
+        spin = self._spin
+        spin.begin()
+        try:
+            while self._may_help():
+                self._drained = False
+                self._kept = self._read(lock.locked)
+                if not lock.locked():
+                    spin.end()
+                    break
+                if spin.again():
+                    waiting.let_others()
+                    continue
+                waiting.step_aside()
+                if not self._helper.poll(int(_HELP_S * 1000)):
+                    break
+        except NeedRekeyException:
+            pass  # the transport thread's next wait finds out, too
+        except Exception as error:
+            self._failure = error
+        finally:
+            self._reading.release()
+        if self._kept is not None or self._failure is not None or self._rekey_due:
+            self._wake()
+        elif not self.nobody_waits():
+            self.attend()
+
+    def _may_help(self) -> bool:
+        is_theirs = self.kex_deadline_s is not None or self._rekey_due or not self.data_may_flow
+        is_over = self._closed or self._failure is not None
+        return not (is_theirs or is_over or self._kept is not None or monotonic() < self._attends_until_s)
+
+    def attend(self) -> None:
+        """Someone waits for what arrives, and does not read it: the transport thread is to, and soon."""
+        self._attends_until_s = monotonic() + _ATTEND_S
+        if self._lent:
+            self._wake()
+
+    def _read(self, go_on: Callable[[], bool]) -> Optional[Tuple[int, Message]]:
+        """Take what the socket has, while ``go_on()``, and hand it on; returns the first message that no sink is for.
+
+        For who holds ``_reading``. None where nothing more is there. Raises as ``read_message``.
+        """
+        if self._failure is not None:
+            raise self._failure
+        message, self._kept = self._kept, None
+        while message is None:
+            size = self._next_packet()
+            if size is not None:
+                message = self._hand_on(size)
+                if message is None and self._rekey_due and self.kex_deadline_s is None:
+                    raise NeedRekeyException
+            elif not go_on() or not self._receive():
+                break
+        return message
+
+    def _hand_on(self, size: int) -> Optional[Tuple[int, Message]]:
+        """What to do with the packet in ``_plain_in``: data goes to its sink, another message is returned."""
+        plain = self._plain_in
+        sequence = self._sequence_in
+        self._sequence_in = (sequence + 1) & _SEQUENCE_MASK
+        if self._sequence_in == 0 and not self._initial_kex_done:
+            raise SSHException("sequence number rolled over during the initial key exchange")
+        padding, kind, channel, count = _DATA_FIELDS.unpack_from(plain)
+        if padding < 4 or padding + 2 > size:
+            raise SSHException("packet with impossible padding")
+        if kind in _BULK and self.data_may_flow:
+            sink = self.sinks.get(channel)
+            if sink is not None:
+                if 10 + padding + (count if kind == _CHANNEL_DATA else 0) > size:
+                    raise SSHException("a message longer than its packet")
+                if kind == _CHANNEL_DATA:
+                    sink.take(bytes(plain[10 : 10 + count]))
+                else:
+                    sink.widen(count)
+                return None
+        message = Message(bytes(plain[2 : size - padding]))
+        message.seqno = sequence
+        return kind, message
+
+    def _next_packet(self) -> Optional[int]:
+        """Open the next packet into ``_plain_in``; returns its length (padding length, payload and padding).
+
+        None where the buffer does not hold all of it.
+        """
         cipher = self._inbound
+        start, received = self._start, self._end - self._start
         if self._length is None:
-            self._fill(cipher.head_size)
-            length = cipher.length(
-                self._sequence_in, self._buffer[self._start : self._start + cipher.head_size]
-            )
+            if received < cipher.head_size:
+                return None
+            length = cipher.length(self._sequence_in, self._buffer[start : start + cipher.head_size])
             covered = length + 4 if cipher.pads_length_field else length
             if length < 6 or length > _PACKET_BYTES_MAX or covered % cipher.block_size:
                 raise SSHException("corrupt packet length")
             self._length = length
         length = self._length
-        total = 4 + length + cipher.tag_size
-        self._fill(total)
-        start = self._start
+        total: int = 4 + length + cipher.tag_size
+        if received < total:
+            return None
         try:
             cipher.open(self._sequence_in, self._buffer[start : start + total], self._plain_in)
         except BadTag:
@@ -403,54 +505,58 @@ class PacketStream:
             self._rekey_due = self.may_rekey
         return length
 
-    def _fill(self, count: int) -> None:
-        """Return once ``count`` bytes are in the buffer. May be called again after NeedRekeyException."""
+    def _receive(self) -> bool:
+        """Take what the socket has; False where that is nothing. Raises EOFError."""
+        if self._drained:
+            return False
         buffer = self._buffer
-        while self._end - self._start < count:
-            if self._start == self._end:
-                self._start = self._end = 0
-            elif len(buffer) - self._start < max(count, _PACKET_BYTES_MAX):
-                kept = self._end - self._start
-                buffer[:kept] = bytes(buffer[self._start : self._end])
-                self._start, self._end = 0, kept
-            if self._drained:
-                self._drained = False
-                self._wait_readable()
-            try:
-                got = self._socket.recv_into(buffer[self._end :])
-            except (BlockingIOError, InterruptedError):
-                self._wait_readable()
-                continue
-            except OSError as error:
-                raise EOFError(str(error)) from error
-            if got == 0:
-                raise EOFError("the server closed the connection")
-            self._drained = self._end + got < len(
-                buffer
-            )  # it had less than it was asked for: do not ask in vain
-            self._end += got
-            self.last_heard_s = monotonic()
-            if self._stalled:
-                self._stalled = False
-                self.flush(block=False)
-            if self.last_heard_s >= self._rekey_at_s:
-                self._rekey_due = self.may_rekey
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif len(buffer) - self._start < _ROOM_FOR_A_PACKET_BYTES:
+            kept = self._end - self._start
+            buffer[:kept] = bytes(buffer[self._start : self._end])
+            self._start, self._end = 0, kept
+        try:
+            got = self._socket.recv_into(buffer[self._end :])
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            raise EOFError(str(error)) from error
+        if got == 0:
+            raise EOFError("the server closed the connection")
+        # It had less than it was asked for: do not ask in vain.
+        self._drained = self._end + got < len(buffer)
+        self._end += got
+        self.last_heard_s = monotonic()
+        if self._stalled:
+            self._stalled = False
+            self.flush(block=False)
+        if self.last_heard_s >= self._rekey_at_s:
+            self._rekey_due = self.may_rekey
+        return True
 
     def _wait_readable(self) -> None:
-        """Wait for bytes; meanwhile send what is stalled. Raises NeedRekeyException, EOFError once closed."""
-        if self._stalled != self._polls_writable:
-            self._polls_writable = self._stalled
-            self._reader.modify(self._socket, select.POLLIN | (select.POLLOUT if self._polls_writable else 0))
+        """Wait for bytes, or for who reads in our stead; meanwhile send what is stalled. Transport thread only.
+
+        Raises NeedRekeyException, EOFError once closed.
+        """
+        events = (0 if self._lent else select.POLLIN) | (select.POLLOUT if self._stalled else 0)
+        if events != self._polls:
+            self._polls = events
+            self._reader.modify(self._socket, events)
         writable = False
-        ready = self._reader.poll(_POLL_MS)
-        if self.nobody_waits():
+        ready = self._reader.poll(_LENT_MS if self._lent else _POLL_MS)
+        if self._lent:
+            self._lent = self._reading.locked() and not ready
+        elif self.nobody_waits():
             # A wake-up for each acknowledgement and each window adjustment of a bulk write costs a tenth of its speed.
             sleep(_NAP_S)
-        for descriptor, events in ready:
+        self._drained = False
+        for descriptor, found in ready:
             if descriptor == self._wake_fd:
                 self._wake_out.recv(4096)
             else:
-                writable = bool(events & select.POLLOUT)
+                writable = bool(found & select.POLLOUT)
         if self._closed:
             raise EOFError("the connection is closed")
         if self._stalled and writable:
@@ -474,10 +580,11 @@ class PacketStream:
                 return line[:end].rstrip(b"\r").decode("utf-8", "replace")
             if len(line) > _BANNER_LINE_BYTES_MAX:
                 raise SSHException("no SSH greeting: a line without end")
-            try:
-                self._fill(len(line) + 1)
-            except NeedRekeyException:
-                pass
+            if not self._receive():
+                try:
+                    self._wait_readable()
+                except NeedRekeyException:
+                    pass
 
     # --- the end -------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,12 @@ Lock order: Channel._send_lock < Channel._lock; neither _lock nor any lock below
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+from _thread import LockType
 from dataclasses import asdict
-from typing import Any, Callable, Dict, Optional, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 import paramiko
 from paramiko import Message, SSHException
@@ -61,6 +63,9 @@ class Channel:
         self._on_data = on_data
         self._on_closed = on_closed
         self._send_lock = waiting.RLock()  # held for a whole send(), so that what it sends stays together
+        self._held_up: Optional[List[Buffer]] = (
+            None  # by who holds the lock: to be sent when it leaves ``together``
+        )
         self._lock = threading.RLock()  # guards what follows
         self._changed = threading.Condition(self._lock)
         self._peer = -1  # the server's number of the channel, once open
@@ -81,12 +86,36 @@ class Channel:
         Waits for the server's window, the socket and key exchanges. Raises ConnectionLost; what was sent then is unknown. Raises
         FsError (EINTR) where nothing was sent and nobody waits for it any more.
         """
-        source = Gather(parts)
         with self._send_lock:
-            self._await_window(source.left)
-            while source.left:
-                size = self._take_window(source.left)
-                self._transport.send_data(self._peer, source, size, self._packet_bytes_max)
+            if self._held_up is None:
+                self._send(parts)
+            else:
+                self._held_up.extend(parts)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What this thread sends within leaves at the end of the block, in one packet if it fits, with nothing of others between.
+
+        The end raises what ``send`` does. Within, nothing may be waited for that others have yet to send.
+        """
+        with self._send_lock:
+            if self._held_up is not None:  # the outer block sends it
+                yield
+                return
+            self._held_up = []
+            try:
+                yield
+            finally:
+                parts, self._held_up = self._held_up, None
+                if parts:
+                    self._send(parts)
+
+    def _send(self, parts: Sequence[Buffer]) -> None:
+        source = Gather(parts)
+        self._await_window(source.left)
+        while source.left:
+            size = self._take_window(source.left)
+            self._transport.send_data(self._peer, source, size, self._packet_bytes_max)
 
     def close(self) -> None:
         """Tell the server that we are done. ``on_closed`` follows when it agrees; ``on_data`` is called no more. Idempotent."""
@@ -262,7 +291,7 @@ class Connection:
     ) -> Channel:
         """Open a session channel and start subsystem ``name`` on it.
 
-        ``on_data`` gets each chunk, in order, in the transport thread: it must neither wait nor send. An exception from it
+        ``on_data`` gets each chunk, in order, in the thread that reads: it must neither wait nor send. An exception from it
         ends the connection. ``on_closed`` is called once, in the transport thread, when the channel or the connection ends;
         not if this call raises. Raises ConnectionLost, ChannelRefused.
         """
@@ -288,6 +317,14 @@ class Connection:
     def be_lazy_when(self, nobody_waits: Callable[[], bool]) -> None:
         """While ``nobody_waits()`` what arrives may lie for about a millisecond, so that more is read at once."""
         self._transport.packetizer.nobody_waits = nobody_waits
+
+    def wait_for(self, lock: LockType) -> None:
+        """Acquire ``lock``, which ``on_data`` will release; it may be called in this thread. Raises FsError (EINTR)."""
+        self._transport.packetizer.wait_for(lock)
+
+    def attend(self) -> None:
+        """Something is on its way that somebody waits for, but not with ``wait_for``."""
+        self._transport.packetizer.attend()
 
     def heartbeat(self) -> None:
         """Ask the server for a sign of life, without waiting for it or for anything else. Raises ConnectionLost.

@@ -16,11 +16,9 @@ from fs.conftest import START_S, Clock
 from sftp.fake_server import FakeServer, Fault, named
 from sftpmount.cache.blocks import BLOCK_BYTES
 from sftpmount.control.state import Reporter
-from sftpmount.errors import ConnectionLost, FsError, RemoteDirectoryError
+from sftpmount.errors import FsError, RemoteDirectoryError
 from sftpmount.fs.filesystem import Filesystem, Handle
-from sftpmount.sftp import wire
 from sftpmount.sftp.remote import FSYNC
-from sftpmount.sftp.session import Lane, Pending
 from support.process import wait_until
 
 WAIT_S = 20.0
@@ -81,19 +79,11 @@ MAKING: Dict[str, Callable[[Filesystem], object]] = {
 
 @pytest.mark.parametrize("name", MAKING)
 def test_a_line_that_breaks_behind_the_answer_and_before_the_look(
-    server: FakeServer, fs: Filesystem, monkeypatch: pytest.MonkeyPatch, name: str
+    server: FakeServer, fs: Filesystem, name: str
 ) -> None:
     """What was answered is done: to do it again would say that the name is taken."""
-    request = Lane.request
     session = fs._remote.session()
-
-    def breaking(lane: Lane, kind: int, *parts: wire.Buffer, **more: Any) -> Pending:
-        if kind == wire.LSTAT and session.lost is None:
-            wait_until(lambda: server.has(b"/home/new") and not lane.in_flight, WAIT_S, "the answer")
-            session.abort(ConnectionLost("cut"))
-        return request(lane, kind, *parts, **more)
-
-    monkeypatch.setattr(Lane, "request", breaking)
+    server.arm(Fault("cut before", named("LSTAT")))
     MAKING[name](fs)
     assert session.lost is not None and fs.getattr(b"/new").mode == server.at(b"/home/new").mode
     making = {

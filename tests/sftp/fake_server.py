@@ -17,8 +17,10 @@ import stat
 import struct
 import threading
 import time
+from _thread import LockType
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
+from sftpmount import waiting
 from sftpmount.errors import ConnectionLost, Unreachable
 
 NAMES = {
@@ -459,6 +461,12 @@ class FakeConnection:
     def be_lazy_when(self, nobody_waits: Callable[[], bool]) -> None:
         """Nothing here arrives in bulk."""
 
+    def wait_for(self, lock: LockType) -> None:
+        waiting.acquire(lock)
+
+    def attend(self) -> None:
+        """Replies come in a thread of their own."""
+
     def heartbeat(self) -> None:
         self.heartbeats += 1
         if self.ended.is_set():
@@ -513,6 +521,8 @@ class FakeChannel:
         self._on_data = on_data
         self._on_closed = on_closed
         self._bytes = b""
+        self._sending = threading.RLock()
+        self._held_up: Optional[List[bytes]] = None
         self._next_handle = 0
         self.thread = threading.Thread(target=self._run, name=f"fake-sftp-{number}", daemon=True)
         self.thread.start()
@@ -522,7 +532,23 @@ class FakeChannel:
     def send(self, *parts: bytes) -> None:
         if self.connection.ended.is_set():
             raise ConnectionLost("the fake connection has ended")
-        self.inbox.put(b"".join(bytes(part) for part in parts))
+        with self._sending:
+            data = b"".join(bytes(part) for part in parts)
+            if self._held_up is None:
+                self.inbox.put(data)
+            else:
+                self._held_up.append(data)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        with self._sending:
+            self._held_up = []
+            try:
+                yield
+            finally:
+                held_up, self._held_up = self._held_up, None
+                if held_up:
+                    self.send(*held_up)
 
     def close(self) -> None:
         self.inbox.put(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import threading
 import time
+from _thread import LockType
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
@@ -394,6 +395,12 @@ class Greeter:
         threading.Thread(target=self._on_data, args=(self._greeting,), daemon=True).start()
 
     def be_lazy_when(self, nobody_waits: object) -> None:
+        pass
+
+    def wait_for(self, lock: LockType) -> None:
+        lock.acquire()
+
+    def attend(self) -> None:
         pass
 
     def heartbeat(self) -> None:
