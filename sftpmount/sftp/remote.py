@@ -495,10 +495,14 @@ class Remote(Reconnecting):
             lane.request(wire.WRITE, head, *parts, callback=callback, is_awaited=False)
 
     def fsync_soon(self, file: RemoteFile, session: Session, callback: Callable[[Pending], None]) -> None:
-        """Send fsync@openssh.com: it covers every WRITE of this file sent before. Only where ``has(FSYNC)``."""
+        """Send fsync@openssh.com: it covers every WRITE of this file sent before. Only where ``has(FSYNC)``.
+
+        Who needs to know asks something else behind it, and waits for that.
+        """
         with file:
             lane, handle = file.attach(session)
-            lane.request(wire.EXTENDED, wire.extended_body(FSYNC, wire.string(handle)), callback=callback)
+            body = wire.extended_body(FSYNC, wire.string(handle))
+            lane.request(wire.EXTENDED, body, callback=callback, is_awaited=False)
 
     def fstat_soon(self, file: RemoteFile, session: Session) -> Pending:
         """Send FSTAT behind what was sent on the file's lane before; the caller waits and decodes."""

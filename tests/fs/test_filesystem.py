@@ -1188,14 +1188,18 @@ class TestLoss:
         fs.write(handle, b"abc", 0)
         original = fs._remote.fstat_soon
 
-        def slow(*arguments: Any) -> Any:
-            fs._remote.fstat_soon = original  # type: ignore[method-assign]
-            pending = original(*arguments).wait()
-            fs.write(handle, b"defg", 3)
-            fs.fsync(handle)
-            return pending
+        class Slow:
+            def __init__(self, *arguments: Any) -> None:
+                fs._remote.fstat_soon = original  # type: ignore[method-assign]
+                self._pending = original(*arguments)
+                self.attrs = self._pending.attrs
 
-        fs._remote.fstat_soon = slow  # type: ignore[method-assign]
+            def wait(self) -> None:
+                self._pending.wait()
+                fs.write(handle, b"defg", 3)
+                fs.fsync(handle)
+
+        fs._remote.fstat_soon = Slow  # type: ignore[method-assign, assignment]
         fs.files.store(handle.node)  # as a release does, beside the program's operations
         assert server.disk(b"/home/f") == b"abcdefg"
         assert handle.file.validator == (7, int(START_S))

@@ -5,11 +5,12 @@ What was asked for may be done or not; no handle stays open, no request stays un
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import threading
-from typing import Any, Callable, List
+from typing import Any, Callable, Iterator, List, Optional
 
 import pytest
 
@@ -60,11 +61,22 @@ class Congested:
         self.lock = threading.Lock()
         self.lock.acquire()
         self._channel = channel
+        self._held_up: Optional[List[bytes]] = None
 
     def send(self, *parts: bytes) -> None:
+        if self._held_up is not None:
+            self._held_up.extend(parts)
+            return
         waiting.acquire(self.lock)
         self.lock.release()
         self._channel.send(*parts)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        self._held_up = []
+        yield
+        held_up, self._held_up = self._held_up, None
+        self.send(*held_up)
 
     def close(self) -> None:
         self._channel.close()
