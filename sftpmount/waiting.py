@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import threading
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
@@ -40,7 +41,7 @@ class _Thread(threading.local):
     is_interrupted: Optional[Callable[[], bool]] = None
     end_of_operation: Optional[Callable[[], Callable[[], bool]]] = None
     step_aside: Optional[Callable[[], None]] = None
-    let_others: Optional[Callable[[], None]] = None
+    others: Optional[Callable[[], int]] = None
 
 
 _thread = _Thread()
@@ -50,18 +51,18 @@ def serve(
     is_interrupted: Callable[[], bool],
     end_of_operation: Optional[Callable[[], Callable[[], bool]]] = None,
     step_aside: Optional[Callable[[], None]] = None,
-    let_others: Optional[Callable[[], None]] = None,
+    others: Optional[Callable[[], int]] = None,
 ) -> None:
     """This thread serves programs from now on; ``is_interrupted()`` tells whether the present one is being ended.
 
     ``end_of_operation()`` gives a function that tells any thread, later, whether what this one does now is over for libfuse.
-    ``step_aside()`` is called before the thread sleeps in a wait of this module, ``let_others()`` now and then while it looks
-    for what may come at any moment: others may be waiting for it.
+    ``step_aside()`` is called before the thread sleeps in a wait of this module: others may want it. ``others()`` is the
+    descriptor on which it would be seen that they do, or -1 where they need not wait for this thread.
     """
     _thread.is_interrupted = is_interrupted
     _thread.end_of_operation = end_of_operation
     _thread.step_aside = step_aside
-    _thread.let_others = let_others
+    _thread.others = others
 
 
 def step_aside() -> None:
@@ -70,10 +71,19 @@ def step_aside() -> None:
         _thread.step_aside()
 
 
-def let_others() -> None:
-    """This thread does not sleep, but has nothing to do just now."""
-    if _thread.let_others is not None:
-        _thread.let_others()
+def for_input(descriptor: int, timeout_s: float) -> bool:
+    """Wait until there is something to read, at most for so long; True where there is. Others are let go first once they come."""
+    others = -1 if _thread.others is None else _thread.others()
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if others >= 0:
+        poll.register(others, select.POLLIN)
+    ready = dict(poll.poll(timeout_s * 1000))
+    if others in ready:
+        step_aside()
+        poll.unregister(others)
+        ready = dict(poll.poll(timeout_s * 1000))
+    return descriptor in ready
 
 
 def end_of_operation() -> Callable[[], bool]:
@@ -147,10 +157,10 @@ class Spin:
     def __init__(self) -> None:
         self._last_s = self._began_s = self._until_s = 0.0
 
-    def begin(self) -> None:
+    def begin(self, may_spin: bool = True) -> None:
         """It is waited for from now on."""
         self._began_s = monotonic()
-        self._until_s = self._began_s + SPIN_S if self._last_s < _SOON_S else 0.0
+        self._until_s = self._began_s + SPIN_S if may_spin and self._last_s < _SOON_S else 0.0
 
     def again(self) -> bool:
         """Look again at once? Else it is time to sleep."""

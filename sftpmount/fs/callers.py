@@ -54,7 +54,7 @@ class Callers:
         """This thread is one of ``loop``."""
         caller = self._thread.caller = _Caller()
         waiting.serve(
-            self._is_given_up, lambda: self._end_of_operation(caller), loop.step_aside, loop.let_others
+            self._is_given_up, lambda: self._end_of_operation(caller), loop.step_aside, loop.others
         )
 
     def request_ended(self) -> None:

@@ -109,11 +109,9 @@ class Loop:
         if leader is threading.current_thread():
             self._relieve(leader)
 
-    def let_others(self) -> None:
-        """``step_aside`` where requests are waiting: for who may go on in a moment."""
-        leader = self._leader
-        if leader is threading.current_thread() and self._poll.poll(0):
-            self._relieve(leader)
+    def others(self) -> int:
+        """The descriptor on which a request would come that waits for the calling thread; -1 where another one reads."""
+        return self._device if self._leader is threading.current_thread() else -1
 
     # -- the threads ----------------------------------------------------------------------------------------------------
 
@@ -153,8 +151,10 @@ class Loop:
 
     def _lead(self, me: _Server) -> bool:
         """Take and work off requests while it leads; False at the end of the mount."""
+        may_spin = False  # who is made leader while the one before waits has time
         while self._leader is me:
-            size = self._receive(me.buffer)
+            size = self._receive(me.buffer, may_spin)
+            may_spin = True
             if not size:
                 self._ended.set()
                 self._watched.set()
@@ -167,9 +167,9 @@ class Loop:
             me.is_working = False
         return True
 
-    def _receive(self, buffer: mmap.mmap) -> int:
+    def _receive(self, buffer: mmap.mmap, may_spin: bool) -> int:
         """The next request, and its length; 0 at the end of the mount."""
-        self._spin.begin()
+        self._spin.begin(may_spin)
         while True:
             try:
                 size = os.readv(self._device, [buffer])

@@ -119,6 +119,7 @@ class PacketStream:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._wake_fd = self._wake_out.fileno()
+        self._socket_fd = sock.fileno()
         self._reader = select.poll()
         self._reader.register(self._wake_out, select.POLLIN)
         self._reader.register(sock, select.POLLIN)
@@ -145,8 +146,6 @@ class PacketStream:
         self._attends_until_s = 0.0
         self._last_wait_s = 0.0
         self._spin = waiting.Spin()
-        self._helper = select.poll()
-        self._helper.register(sock, select.POLLIN)
         self.sinks: Dict[int, Sink] = {}
         self.data_may_flow = False
         self.nobody_waits: Callable[[], bool] = lambda: False
@@ -401,11 +400,7 @@ class PacketStream:
                 if not lock.locked():
                     spin.end()
                     break
-                if spin.again():
-                    waiting.let_others()
-                    continue
-                waiting.step_aside()
-                if not self._helper.poll(int(_HELP_S * 1000)):
+                if not spin.again() and not waiting.for_input(self._socket_fd, _HELP_S):
                     break
         except NeedRekeyException:
             pass  # the transport thread's next wait finds out, too
