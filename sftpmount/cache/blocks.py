@@ -278,7 +278,7 @@ class FileCache:
         begin = 0
         if around is not None:
             run = self.dirty.range_at(around)
-            if run is None:
+            if run is None or run[1] - run[0] < bytes_max:
                 return None
             begin = run[0]
         found = self.dirty.first(self.in_flight, start=begin)
