@@ -53,9 +53,7 @@ class Callers:
     def serve(self, loop: Loop) -> None:
         """This thread is one of ``loop``."""
         caller = self._thread.caller = _Caller()
-        waiting.serve(
-            self._is_given_up, lambda: self._end_of_operation(caller), loop.step_aside, loop.others
-        )
+        waiting.serve(self._is_given_up, lambda: self._end_of_operation(caller), loop.step_aside, loop.others)
 
     def request_ended(self) -> None:
         """libfuse is done with the request that this thread had taken."""

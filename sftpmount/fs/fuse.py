@@ -28,7 +28,7 @@ from ..errors import FsError, FuseUnavailable, MountpointError
 from .callers import Callers
 from .filesystem import UNKNOWN_INO, Filesystem
 from .handles import Handle, Stat
-from .libfuse import own_main
+from .libfuse import declare, own_main
 from .loop import Loop
 from .removed import is_libfuse_name
 
@@ -55,6 +55,12 @@ def check_available() -> None:
         raise FuseUnavailable(
             f"libfuse 2 is missing ({_IMPORT_ERROR}); on Debian and Ubuntu: apt install libfuse2 fuse3"
         )
+    try:
+        declare(fuse._libfuse)
+    except AttributeError as error:
+        raise FuseUnavailable(
+            f"this is no libfuse 2 ({error}); on Debian and Ubuntu: apt install libfuse2"
+        ) from error
     if not os.path.exists("/dev/fuse"):
         raise FuseUnavailable(
             "/dev/fuse is missing; load the kernel module (modprobe fuse) or allow it in the container."
@@ -111,12 +117,7 @@ class _Adapter(_Base):  # type: ignore[misc]
         encoded = {
             name: _latin1(value) if isinstance(value, str) else value for name, value in options.items()
         }
-        try:
-            fuse._libfuse.fuse_main_real = own_main(fuse._libfuse, MAX_WRITE_BYTES, self._serve)
-        except AttributeError as error:
-            raise FuseUnavailable(
-                f"this is no libfuse 2 ({error}); on Debian and Ubuntu: apt install libfuse2"
-            ) from error
+        fuse._libfuse.fuse_main_real = own_main(fuse._libfuse, MAX_WRITE_BYTES, self._serve)
         super().__init__(_Operations(), _latin1(mountpoint), raw_fi=True, encoding="latin-1", **encoded)
 
     def _serve(self, device: int, buffer_bytes: int, work: Callable[[int, int], None]) -> None:

@@ -53,10 +53,8 @@ def own_main(
 ) -> Callable[..., int]:
     """What to call in place of ``library.fuse_main_real``; requests then have up to ``write_bytes_max`` bytes of data.
 
-    ``serve(device, buffer_bytes, work)`` is called in place of libfuse's loop: see ``loop.Loop``. Raises AttributeError where
-    it is another library than libfuse 2.
+    ``serve(device, buffer_bytes, work)`` is called in place of libfuse's loop: see ``loop.Loop``. ``library`` is declared.
     """
-    _declare(library)
 
     def main(argc: int, argv: Any, operations: Any, size: int, data: Any) -> int:
         mountpoint, is_threaded = ctypes.c_char_p(), ctypes.c_int()
@@ -84,7 +82,8 @@ def own_main(
     return main
 
 
-def _declare(library: Any) -> None:
+def declare(library: Any) -> None:
+    """Say what its functions take and give. Raises AttributeError where it is another library than libfuse 2."""
     pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     for name, result, arguments in (
         ("fuse_setup", pointer, None),
