@@ -400,6 +400,8 @@ class PacketStream:
                 if not lock.locked():
                     spin.end()
                     break
+                if self._kept is not None:
+                    break
                 if not spin.again() and not waiting.for_input(self._socket_fd, _HELP_S):
                     break
         except NeedRekeyException:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import struct
 import threading
 import time
@@ -10,8 +12,15 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
-from sftp.fake_server import FakeServer, Fault, named
-from sftpmount.errors import ConnectionLost, NotSent, ProtocolViolation, RemoteDirectoryError, StatusError
+from sftp.fake_server import FakeChannel, FakeServer, Fault, named
+from sftpmount.errors import (
+    ConnectionLost,
+    FsError,
+    NotSent,
+    ProtocolViolation,
+    RemoteDirectoryError,
+    StatusError,
+)
 from sftpmount.sftp import wire
 from sftpmount.sftp.session import DATA_BYTES_MAX, DEFAULT_LIMITS, Pending, Session
 from support.process import wait_until
@@ -416,6 +425,73 @@ class Greeter:
         pass
 
     close = abort
+
+
+class TestTogether:
+    def test_they_leave_at_once(
+        self, server: FakeServer, make: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        session = make(server)
+        send, sizes = FakeChannel.send, []
+
+        def counted(channel: FakeChannel, *parts: bytes) -> None:
+            if channel._held_up is None:
+                sizes.append(sum(map(len, parts)))
+            send(channel, *parts)
+
+        monkeypatch.setattr(FakeChannel, "send", counted)
+        with session.meta.together():
+            first = lstat(session, b"/home")
+            with session.meta.together():
+                second = lstat(session, b"/nothing")
+            assert session.meta.in_flight == 2 and not sizes
+        assert first.wait().attrs().mode
+        with pytest.raises(StatusError):
+            second.wait().attrs()
+        assert len(sizes) == 1
+
+    def test_a_line_that_ends_meanwhile(self, server: FakeServer, make: Callable[..., Session]) -> None:
+        """The block does not fail: what was asked for does."""
+        session = make(server)
+        got: List[Pending] = []
+        with session.meta.together():
+            asked = [lstat(session, b"/home"), lstat(session, b"/home", got.append)]
+            server.connections[-1].ended.set()  # nobody has noticed yet
+        for each in asked:
+            with pytest.raises(ConnectionLost):
+                each.wait()
+        assert got == [asked[1]] and session.meta.in_flight == 0
+
+    def test_a_lane_that_is_lost(self, server: FakeServer, make: Callable[..., Session]) -> None:
+        session = make(server)
+        session.abort(ConnectionLost("cut"))
+        with pytest.raises(NotSent), session.meta.together():
+            lstat(session, b"/home")
+        assert session.meta.in_flight == 0
+
+    def test_nobody_waits_any_more_when_they_are_to_leave(
+        self, server: FakeServer, make: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As if none had been asked for: their callbacks hear it, and what comes next has its reply."""
+        session = make(server)
+
+        @contextlib.contextmanager
+        def congested(channel: FakeChannel) -> Iterator[None]:
+            channel._held_up = []
+            yield
+            channel._held_up = None
+            raise FsError(errno.EINTR)
+
+        got: List[Pending] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(FakeChannel, "together", congested)
+            with pytest.raises(FsError) as caught, session.meta.together():
+                asked = lstat(session, b"/home", got.append)
+        assert caught.value.errno == errno.EINTR
+        assert got == [asked] and session.meta.in_flight == 0 and not session.meta.is_awaited
+        with pytest.raises(NotSent):
+            asked.wait()
+        assert lstat(session, b"/home").wait().attrs().mode and server.count("LSTAT") == 1
 
 
 class TestLiveness:
