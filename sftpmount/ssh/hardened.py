@@ -37,7 +37,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 from sftpmount.errors import ConnectionLost, HostKeyError, PolicyError, SftpMountError, Unreachable
 from sftpmount.ssh import chacha20
 from sftpmount.ssh.kex import KexGexAtLeast, KexGroup18SHA512
-from sftpmount.ssh.packetizer import REKEY_BYTES, REKEY_INTERVAL_S, Gather, PacketStream, Sink
+from sftpmount.ssh.packetizer import REKEY_BYTES, REKEY_INTERVAL_S, PacketStream, Sink
 from sftpmount.ssh.policy import (
     CERTIFICATE_SUFFIX,
     STRICT_KEX_SERVER,
@@ -50,6 +50,7 @@ from sftpmount.ssh.policy import (
     printable,
     require_rsa_bits,
 )
+from sftpmount.ssh.sealing import Gather
 
 _KEX_TIMEOUT_S = 120.0
 _CLOSE_TIMEOUT_S = 2.0

@@ -3,7 +3,7 @@
 It is written for bulk transfer from several threads, and for a transport thread that never waits for the network to take
 bytes (a peer that waits for us to read, while we wait for it to read, would be a deadlock):
 
-1. Packets are sealed in order under ``_seal_lock``, which is never held over a system call, and queued.
+1. Packets are sealed in order, and queued (``sealing``).
 2. Whoever holds ``_socket_lock`` empties the queue into the socket. A thread that must not wait leaves the rest to the
    holder, or to the reading thread, which then polls for writability too.
 3. One thread reads at a time, under ``_reading``: the transport thread or, where it is alone, the one that waits for what comes
@@ -12,35 +12,30 @@ bytes (a peer that waits for us to read, while we wait for it to read, would be 
    which hands it to paramiko.
 4. The descriptor is closed only by ``release``, when no thread can be inside a system call on it; ``close`` shuts it down.
 
-Locks: ``_seal_lock`` and ``_socket_lock`` are leaves, neither is taken with the other held. ``_reading`` is never waited for,
-and held while a sink takes data.
+Locks: ``_socket_lock`` and the one of ``sealing`` are leaves, neither is taken with the other held. ``_reading`` is never
+waited for, and held while a sink takes data.
 """
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import threading
 from _thread import LockType
-from collections import deque
 from struct import Struct
 from time import monotonic, sleep
-from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Protocol, Tuple
 
 from paramiko import Message, SSHException
 from paramiko.packet import NeedRekeyException
 
 from sftpmount import waiting
-from sftpmount.ssh.chacha20 import BadTag, Buffer
+from sftpmount.ssh.chacha20 import BadTag
 from sftpmount.ssh.ciphers import Clear, make_cipher
+from sftpmount.ssh.sealing import CHANNEL_DATA, PACKET_BYTES_MAX, SCRATCH_BYTES, Gather, Sealed
 
-_PACKET_BYTES_MAX = 256 * 1024  # OpenSSH's PACKET_MAX_SIZE; no one sends more
 _RECEIVE_BUFFER_BYTES = 1024 * 1024
-_SCRATCH_BYTES = _PACKET_BYTES_MAX + 64
-_ROOM_FOR_A_PACKET_BYTES = _PACKET_BYTES_MAX + 128  # with length field and tag
-_ROOM_BYTES = 160 * 1024  # for a full batch of a channel, sealed
-_ROOMS_KEPT_MAX = 4
+_ROOM_FOR_A_PACKET_BYTES = PACKET_BYTES_MAX + 128  # with length field and tag
 _BANNER_LINE_BYTES_MAX = 8192
 _POLL_MS = 1000
 _RESET_ON_CLOSE = Struct("ii").pack(1, 0)  # struct linger
@@ -50,18 +45,14 @@ _NAP_S = 0.001
 _HELP_S = 0.002
 _LENT_MS = 2  # so long may lie what comes meanwhile and nobody waits for
 _ATTEND_S = 0.002
-_RANDOM_BYTES = 8192
-_QUEUED_PACKETS_MAX = 10_000  # more are answers to a server that asks and asks, and does not read
 _SEQUENCE_MASK = 0xFFFFFFFF
 _REKEY_PACKETS = 2**31  # RFC 4344 section 3.1: before the sequence number comes round
 # RFC 4253 section 9: what is safe with every cipher.
 REKEY_BYTES = 2**30
 REKEY_INTERVAL_S = 3600.0
 
-_WINDOW_ADJUST, _CHANNEL_DATA = 93, 94
-_BULK = (_WINDOW_ADJUST, _CHANNEL_DATA)
-_HEADER = Struct(">IB")  # packet length, padding length
-_DATA_HEADER = Struct(">IBBII")  # packet length, padding length, CHANNEL_DATA, recipient channel, data length
+_WINDOW_ADJUST = 93
+_BULK = (_WINDOW_ADJUST, CHANNEL_DATA)
 _DATA_FIELDS = Struct(
     ">BBII"
 )  # the same without the packet length, as opened; WINDOW_ADJUST has these fields too
@@ -73,30 +64,6 @@ class Sink(Protocol):
     def take(self, data: bytes) -> None: ...  # pragma: no cover
 
     def widen(self, count: int) -> None: ...  # pragma: no cover
-
-
-class Gather:
-    """Reads through several buffers as if they were one."""
-
-    def __init__(self, parts: Sequence[Buffer]) -> None:
-        self._parts: List[memoryview] = [memoryview(part).cast("B") for part in parts]
-        self.left = sum(map(len, self._parts))  # bytes not yet taken
-        self._index = 0
-        self._offset = 0
-
-    def fill(self, out: memoryview) -> None:
-        """Copy the next len(out) bytes."""
-        at, size = 0, len(out)
-        self.left -= size
-        while at < size:
-            part = self._parts[self._index]
-            count = min(size - at, len(part) - self._offset)
-            out[at : at + count] = part[self._offset : self._offset + count]
-            at += count
-            self._offset += count
-            if self._offset == len(part):
-                self._index += 1
-                self._offset = 0
 
 
 class PacketStream:
@@ -111,9 +78,8 @@ class PacketStream:
         self._socket = sock
         self._closed = False
         self._released = False
-        self._seal_lock = threading.Lock()
         self._socket_lock = threading.Lock()
-        self._queue: Deque[memoryview] = deque()
+        self._sealed = Sealed()
         self._stalled = False  # the queue waits for the reading thread to find the socket writable
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -125,16 +91,9 @@ class PacketStream:
         self._reader.register(sock, select.POLLIN)
         self._polls = select.POLLIN
 
-        self._outbound: Any = Clear()
-        self._sequence_out = 0
-        self._plain_out = memoryview(bytearray(_SCRATCH_BYTES))
-
-        self._random, self._random_used = b"", 0
-        self._rooms: List[bytearray] = []  # to seal into; taken under _seal_lock
-
         self._inbound: Any = Clear()
         self._sequence_in = 0
-        self._plain_in = memoryview(bytearray(_SCRATCH_BYTES))
+        self._plain_in = memoryview(bytearray(SCRATCH_BYTES))
         self._buffer = memoryview(bytearray(_RECEIVE_BUFFER_BYTES))
         self._start = self._end = 0  # what is received and not yet opened
         self._length: Optional[int] = None  # of the packet at _start, once known
@@ -157,7 +116,7 @@ class PacketStream:
         self.kex_deadline_s: Optional[float] = None  # set while keys are exchanged
         self._rekey_due = False
         self._rekey_at_s = self.last_heard_s + self.rekey_interval_s
-        self._bytes_out = self._packets_out = self._bytes_in = self._packets_in = 0
+        self._bytes_in = self._packets_in = 0
         self._initial_kex_done = False  # set by paramiko
 
     # --- what Transport configures -------------------------------------------------------------------------------
@@ -175,9 +134,7 @@ class PacketStream:
         iv_out: Optional[bytes] = None,
     ) -> None:
         cipher = make_cipher(block_engine, block_size, mac_engine, mac_size, mac_key, etm, aead, iv_out)
-        with self._seal_lock:
-            self._outbound = cipher
-            self._bytes_out = self._packets_out = 0
+        self._sealed.set_cipher(cipher)
 
     def set_inbound_cipher(
         self,
@@ -194,8 +151,7 @@ class PacketStream:
         self._bytes_in = self._packets_in = 0
 
     def reset_seqno_out(self) -> None:
-        with self._seal_lock:
-            self._sequence_out = 0
+        self._sealed.reset_sequence()
 
     def reset_seqno_in(self) -> None:
         self._sequence_in = 0
@@ -233,76 +189,22 @@ class PacketStream:
 
     def seal(self, payload: bytes) -> None:
         """Queue one packet; ``flush`` sends it."""
-        size = len(payload)
-        if size > _PACKET_BYTES_MAX - 64:
-            raise SSHException(f"a packet of {size} bytes is too large to send")
-        if len(self._queue) > _QUEUED_PACKETS_MAX:
-            raise SSHException("the server does not read what we send")
-        with self._seal_lock:
-            cipher = self._outbound
-            padding = _padding(cipher, 1 + size)
-            length = 1 + size + padding
-            out = memoryview(bytearray(4 + length + cipher.tag_size))
-            plain = self._plain_out[: 4 + length]
-            _HEADER.pack_into(plain, 0, length, padding)
-            plain[5 : 5 + size] = payload
-            plain[5 + size :] = self._noise(padding)
-            self._seal_one(cipher, plain, out)
-            self._queue.append(out)
-        self._note_sent()
+        self._sealed.seal(payload)
+        self._note_sealed()
 
     def seal_data(self, channel: int, source: Gather, size: int, packet_bytes_max: int) -> None:
         """Queue the next ``size`` bytes of ``source`` as CHANNEL_DATA packets for the peer's ``channel``."""
-        with self._seal_lock:
-            cipher = self._outbound
-            overhead = 4 + cipher.tag_size
-            lengths = []
-            left = size
-            while left:
-                count = min(left, packet_bytes_max)
-                padding = _padding(cipher, 10 + count)
-                lengths.append((count, padding, 10 + count + padding))
-                left -= count
-            out = self._room(sum(length for _, _, length in lengths) + overhead * len(lengths))
-            at = 0
-            for count, padding, length in lengths:
-                plain = self._plain_out[: 4 + length]
-                _DATA_HEADER.pack_into(plain, 0, length, padding, _CHANNEL_DATA, channel, count)
-                source.fill(plain[14 : 14 + count])
-                plain[14 + count :] = self._noise(padding)
-                self._seal_one(cipher, plain, out[at : at + length + overhead])
-                at += length + overhead
-            self._queue.append(out)
-        self._note_sent()
+        self._sealed.seal_data(channel, source, size, packet_bytes_max)
+        self._note_sealed()
 
-    def _room(self, size: int) -> memoryview:
-        """``size`` bytes to seal into; for bulk of a buffer that was sent before: the kernel clears the pages of a new one."""
-        if not _ROOM_BYTES // 2 < size <= _ROOM_BYTES:
-            return memoryview(bytearray(size))
-        return memoryview(self._rooms.pop() if self._rooms else bytearray(_ROOM_BYTES))[:size]
-
-    def _noise(self, count: int) -> bytes:
-        """Random padding; a system call for each packet would cost more than to encrypt it."""
-        if len(self._random) - self._random_used < count:
-            self._random, self._random_used = os.urandom(_RANDOM_BYTES), 0
-        used = self._random_used
-        self._random_used += count
-        return self._random[used : used + count]
-
-    def _seal_one(self, cipher: Any, plain: memoryview, out: memoryview) -> None:
-        cipher.seal(self._sequence_out, plain, out)
-        self._sequence_out = (self._sequence_out + 1) & _SEQUENCE_MASK
-        self._bytes_out += len(out)
-        self._packets_out += 1
-
-    def _note_sent(self) -> None:
-        worn = self._bytes_out >= self.rekey_bytes_max or self._packets_out >= _REKEY_PACKETS
+    def _note_sealed(self) -> None:
+        worn = self._sealed.bytes >= self.rekey_bytes_max or self._sealed.packets >= _REKEY_PACKETS
         if worn and not self._rekey_due and self.kex_deadline_s is None and self.may_rekey:
             self.request_rekey()
 
     def write_all(self, data: bytes) -> None:
         """Send bytes as they are: our version line."""
-        self._queue.append(memoryview(data))
+        self._sealed.queue.append(memoryview(data))
         self.flush(block=True)
 
     def flush(self, block: bool) -> None:
@@ -310,7 +212,9 @@ class PacketStream:
 
         What is left, also where nobody waits any more, is for the transport thread to send.
         """
-        while self._queue:  # again after the release: what another thread queued meanwhile is ours to send
+        while (
+            self._sealed.queue
+        ):  # again after the release: what another thread queued meanwhile is ours to send
             while not self._socket_lock.acquire(blocking=False):
                 if not block or waiting.interrupted():
                     return  # who has the lock sends it
@@ -323,7 +227,7 @@ class PacketStream:
                 self._socket_lock.release()
 
     def _drain(self, block: bool) -> bool:
-        queue = self._queue
+        queue = self._sealed.queue
         while queue:
             if self._closed:
                 raise EOFError("the connection is closed")
@@ -341,13 +245,7 @@ class PacketStream:
                 self.close()
                 raise EOFError(str(error)) from error
             if sent == len(data):
-                room = queue.popleft().obj
-                if (
-                    isinstance(room, bytearray)
-                    and len(room) == _ROOM_BYTES
-                    and len(self._rooms) < _ROOMS_KEPT_MAX
-                ):
-                    self._rooms.append(room)
+                self._sealed.spend(queue.popleft())
             else:
                 queue[0] = data[sent:]
         return True
@@ -457,9 +355,9 @@ class PacketStream:
         if kind in _BULK and self.data_may_flow:
             sink = self.sinks.get(channel)
             if sink is not None:
-                if 10 + padding + (count if kind == _CHANNEL_DATA else 0) > size:
+                if 10 + padding + (count if kind == CHANNEL_DATA else 0) > size:
                     raise SSHException("a message longer than its packet")
-                if kind == _CHANNEL_DATA:
+                if kind == CHANNEL_DATA:
                     sink.take(bytes(plain[10 : 10 + count]))
                 else:
                     sink.widen(count)
@@ -480,7 +378,7 @@ class PacketStream:
                 return None
             length = cipher.length(self._sequence_in, self._buffer[start : start + cipher.head_size])
             covered = length + 4 if cipher.pads_length_field else length
-            if length < 6 or length > _PACKET_BYTES_MAX or covered % cipher.block_size:
+            if length < 6 or length > PACKET_BYTES_MAX or covered % cipher.block_size:
                 raise SSHException("corrupt packet length")
             self._length = length
         length = self._length
@@ -620,13 +518,7 @@ class PacketStream:
         with self._socket_lock:
             if not self._released:
                 self._released = True
-                self._queue.clear()
+                self._sealed.queue.clear()
                 self._socket.close()
                 self._wake_in.close()
                 self._wake_out.close()
-
-
-def _padding(cipher: Any, size: int) -> int:
-    """Padding for ``size`` bytes of padding length and payload: at least 4 bytes, up to the block size."""
-    block: int = cipher.block_size
-    return 4 + (-(size + 4 + (4 if cipher.pads_length_field else 0))) % block

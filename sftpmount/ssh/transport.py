@@ -23,8 +23,8 @@ from sftpmount import waiting
 from sftpmount.errors import ConnectionLost
 from sftpmount.ssh.chacha20 import Buffer
 from sftpmount.ssh.hardened import HardenedTransport, Negotiated
-from sftpmount.ssh.packetizer import Gather
 from sftpmount.ssh.policy import printable
+from sftpmount.ssh.sealing import Gather
 
 __all__ = ["Channel", "ChannelRefused", "Connection", "HardenedTransport", "Negotiated"]
 

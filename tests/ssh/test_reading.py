@@ -15,6 +15,7 @@ import pytest
 from sftpmount import waiting
 from sftpmount.errors import ConnectionLost, FsError
 from sftpmount.ssh import packetizer
+from sftpmount.ssh.sealing import Gather
 from sftpmount.ssh.transport import Connection
 from ssh.test_transport import HARDENED, WAIT_S, connect, in_thread, own_server
 from support.process import wait_until
@@ -179,7 +180,7 @@ class TestTogether:
         stream = connection._transport.packetizer
         seal, sizes = stream.seal_data, []
 
-        def counted(channel: int, source: packetizer.Gather, size: int, bytes_max: int) -> None:
+        def counted(channel: int, source: Gather, size: int, bytes_max: int) -> None:
             sizes.append(size)
             seal(channel, source, size, bytes_max)
 

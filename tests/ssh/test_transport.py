@@ -24,8 +24,9 @@ from sftpmount.errors import ConnectionLost, HostKeyError, PolicyError, Unreacha
 from sftpmount.ssh.ciphers import Clear
 from sftpmount.ssh.config import aes_in_hardware
 from sftpmount.ssh.kex import _GROUP18_PRIME, KexGexAtLeast
-from sftpmount.ssh.packetizer import _ROOMS_KEPT_MAX, Gather, PacketStream
+from sftpmount.ssh.packetizer import PacketStream
 from sftpmount.ssh.policy import Policy, make_policy
+from sftpmount.ssh.sealing import _ROOMS_KEPT_MAX, Gather
 from sftpmount.ssh.transport import Channel, ChannelRefused, Connection, HardenedTransport
 from support.process import free_port, wait_until
 from support.sshd import Sshd
@@ -688,7 +689,7 @@ def test_what_a_full_socket_does_not_take_now_is_sent_later_in_order() -> None:
     for payload in payloads:
         stream.seal(payload)
         stream.flush(block=False)
-    assert stream._queue
+    assert stream._sealed.queue
     expected = sum(len(as_clear_packet(payload)) for payload in payloads)
     received = bytearray()
     while len(received) < expected:
@@ -714,18 +715,20 @@ def test_a_buffer_is_sealed_into_again_only_when_all_of_it_is_sent() -> None:
     size = 130_000
     for number in range(100):
         stream.seal_data(7, Gather([bytes([number]) * size]), size, 32_768)
-        buffers[id(stream._queue[-1].obj)] = stream._queue[-1].obj
+        buffers[id(stream._sealed.queue[-1].obj)] = stream._sealed.queue[-1].obj
         stream.flush(block=False)
-        if len(stream._queue) > 10:  # the line takes some, in pieces that end in the middle of a buffer
+        if (
+            len(stream._sealed.queue) > 10
+        ):  # the line takes some, in pieces that end in the middle of a buffer
             received += theirs.recv(1_000_003)
-    while stream._queue:
+    while stream._sealed.queue:
         stream.flush(block=False)
         received += theirs.recv(1 << 20)
     with suppress(BlockingIOError):
         while piece := theirs.recv(1 << 20):
             received += piece
     assert len(buffers) < 50, "as good as a new buffer for each batch"
-    assert 0 < len(stream._rooms) <= _ROOMS_KEPT_MAX
+    assert 0 < len(stream._sealed._rooms) <= _ROOMS_KEPT_MAX
     data, at = bytearray(), 0
     while at < len(received):
         length, padding = int.from_bytes(received[at : at + 4], "big"), received[at + 4]

@@ -85,9 +85,9 @@ def record() -> None:
         os.write(log, f"{what} {flight} {_NAMES[asked]}\n".encode())
 
     def recorded_init(
-        pending: Pending, callback: Optional[ReplyCallback] = None, asked: int = wire.INIT
+        pending: Pending, callback: Optional[ReplyCallback] = None, asked: int = wire.INIT, *more: Any
     ) -> None:
-        init(pending, callback, asked)
+        init(pending, callback, asked, *more)
         if asked != wire.INIT:  # which is the greeting of a lane
             with lock:
                 flights[pending] = arrived + 1
