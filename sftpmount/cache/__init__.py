@@ -7,5 +7,6 @@ Lock order, for the whole package; take from left to right, never the other way:
 ``Node.operation`` serialises operations on one file that must not interleave (open with truncation, truncate, flush,
 attribute changes) and is the only lock that may be held across a wait for the network; who needs several (rename) takes
 them in the order of their ids. All others are held for some microseconds: decide under the lock, act outside, check again
-after. Callbacks of replies run in the transport's thread and take FileCache.lock and what stands right of it, nothing else.
+after. Callbacks of replies run in the thread that reads, which may be one that waits with Node.operation held, and take
+FileCache.lock and what stands right of it, nothing else.
 """

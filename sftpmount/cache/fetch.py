@@ -1,6 +1,6 @@
 """Brings a file's bytes from the server: whole blocks, many at once, each once for all who wait for it.
 
-A ``Fetch`` is one block on its way. Its reply is parsed and put among the clean blocks in the transport's thread, where it
+A ``Fetch`` is one block on its way. Its reply is parsed and put among the clean blocks in the thread that reads, where it
 arrives; who needs the block waits for the fetch itself, so it cannot lose it to eviction. A fetch that fails for any reason
 (refused, lost, short) is no error yet: the reader asks once more by itself, with the retries of ``sftp.remote``, and that
 answer counts. Read-ahead nobody waits for fails in silence.

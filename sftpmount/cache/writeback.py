@@ -61,7 +61,7 @@ class WriteBack:
         self._lock = threading.Lock()  # guards _held
         self._held: Dict[FileCache, int] = {}
         self.losses = 0  # sessions that ended
-        self.acknowledged_bytes = 0  # since the start; counted by the transport's thread alone
+        self.acknowledged_bytes = 0  # since the start; counted by the thread that reads alone
         self._closing = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="write-back", daemon=True)
         self._ticker.start()
@@ -218,7 +218,7 @@ class WriteBack:
     def _write_done(
         self, session: Session, file: FileCache, start: int, end: int, pending: Pending, durable: bool
     ) -> None:
-        """In the transport's thread. An acknowledgement that arrives with the loss of its session is none."""
+        """In the thread that reads. An acknowledgement that arrives with the loss of its session is none."""
         try:
             pending.expect_ok()
             status = None
@@ -430,7 +430,7 @@ class _Fsync:
         self._error: Optional[Exception] = None
 
     def done(self, pending: Pending) -> None:
-        """In the transport's thread."""
+        """In the thread that reads."""
         try:
             pending.expect_ok()
         except (StatusError, ConnectionLost) as error:

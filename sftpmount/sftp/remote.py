@@ -475,7 +475,7 @@ class Remote(Reconnecting):
         length: int,
         callback: Callable[[Pending], None],
     ) -> None:
-        """Send one READ on ``session``; ``callback(pending)`` comes in the transport's thread. Raises ConnectionLost."""
+        """Send one READ on ``session``; ``callback(pending)`` comes in the thread that reads. Raises ConnectionLost."""
         with file:
             lane, handle = file.attach(session)
             lane.request(wire.READ, wire.read_body(handle, offset, length), callback=callback)

@@ -5,7 +5,8 @@ A lane is one server process (OpenSSH starts an sftp-server for each channel): i
 megabytes of writes. Servers that allow one channel get one, and all lanes are that one.
 
 Rules:
-1. Requests are sent by the thread that needs them; replies are parsed in the transport's thread, where they arrive. A
+1. Requests are sent by the thread that needs them; replies are parsed where they arrive, in the thread that reads: the
+   transport's, or the one that waits for the next reply (``ssh.packetizer``). A
    callback runs there too: it must be short, must not send and must not wait.
 2. A request ends exactly once: with its reply, or with ConnectionLost when its lane ends.
 3. The first lane to end takes the whole session with it: the connection is aborted, ``on_lost`` is called once.
@@ -233,7 +234,7 @@ class Lane:
         self._lost: Optional[ConnectionLost] = None
         self._closed = on_closed
         self.heard_s = clock()
-        self.received_bytes = 0  # counted by the transport's thread alone
+        self.received_bytes = 0  # counted by the thread that reads alone
         self._oldest = -1  # id of the oldest request when it was last looked at, and since when it is
         self._oldest_s = clock()
         self._doubt = False

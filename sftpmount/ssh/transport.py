@@ -1,6 +1,6 @@
 """An authenticated SSH connection and its channels, for bulk data from many threads.
 
-Receiving: channel data goes from the transport thread straight to ``on_data``, under a window so large that it is topped up
+Receiving: channel data goes from the thread that reads straight to ``on_data``, under a window so large that it is topped up
 rarely, and then without waiting. Sending: full packets, a batch of them with one system call, as much as the server's window
 takes. A dead connection is never silent: whoever sends or waits gets ConnectionLost.
 
@@ -76,7 +76,7 @@ class Channel:
         self._refused: Optional[str] = None
         self._closing = False
         self._ended: Optional[Exception] = None
-        # transport thread only:
+        # for the thread that reads:
         self._consumed = 0  # of the window we granted, since the last top-up
         self._stderr = b""
 
@@ -183,7 +183,7 @@ class Channel:
         self._transport.packetizer.close()  # a server that is mute for so long is gone
         raise ConnectionLost(f"the server did not open a channel within {_CHANNEL_TIMEOUT_S:g} s")
 
-    # --- called by the transport thread (names with _ are paramiko.Channel's) ------------------------------------
+    # --- called by the thread that reads (names with _ are paramiko.Channel's) ------------------------------------
 
     def take(self, data: bytes) -> None:
         """Data from the server."""
