@@ -170,6 +170,9 @@ class WriteBack:
         session = self._remote.session_now()
         if file.failure is not None or session is None:
             return
+        is_much = file.written.total > self._bytes_max // 2
+        if around is not None and not is_much and file.dirty.total < _request_bytes(session):
+            return
         try:
             self._send(session, file, around)
             with file.lock:
@@ -181,8 +184,7 @@ class WriteBack:
 
     def _send(self, session: Session, file: FileCache, around: Optional[int] = None) -> None:
         """Send every dirty byte, waiting for the window; with ``around`` full requests there, while the window has room."""
-        bytes_max = session.limits.write_bytes
-        bytes_max -= bytes_max % PAGE_BYTES if bytes_max > PAGE_BYTES else 0
+        bytes_max = _request_bytes(session)
         durable = FSYNC not in session.extensions
         while True:
             with file.lock:
@@ -402,6 +404,12 @@ class WriteBack:
                     self.account(file)
                 if due:
                     self._send_on(file)
+
+
+def _request_bytes(session: Session) -> int:
+    """The most that one WRITE carries."""
+    bytes_max = session.limits.write_bytes
+    return bytes_max - bytes_max % PAGE_BYTES if bytes_max > PAGE_BYTES else bytes_max
 
 
 def _state_of(file: FileCache, now_s: float) -> Dict[str, Any]:
