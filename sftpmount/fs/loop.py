@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import mmap
 import os
 import select
@@ -27,6 +28,8 @@ from _thread import allocate_lock
 from typing import Callable, List, Optional
 
 from ..waiting import Spin
+
+log = logging.getLogger(__name__)
 
 _PARKED_MAX = 10
 _STUCK_S = 0.004
@@ -40,6 +43,8 @@ class _Server(threading.Thread):
         super().__init__(name=f"fuse-{number}", daemon=True)
         self.buffer = mmap.mmap(-1, loop.buffer_bytes)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
+        self.poll = select.poll()  # its own: for a moment two may read
+        self.poll.register(loop.device, select.POLLIN)
         self.bed = allocate_lock()
         self.bed.acquire()
         self.requests = 0  # taken so far
@@ -68,7 +73,7 @@ class Loop:
         on_thread: Callable[[], None] = lambda: None,
     ) -> None:
         self.buffer_bytes = buffer_bytes
-        self._device = device
+        self.device = device
         self._work = work
         self._on_thread = on_thread
         self._lock = threading.Lock()
@@ -79,13 +84,11 @@ class Loop:
         self._ended = threading.Event()
         self._error: Optional[OSError] = None
         self._spin = Spin()
-        self._poll = select.poll()
-        self._poll.register(device, select.POLLIN)
         self._watched = threading.Event()  # somebody looks whether the leader is stuck
 
     def run(self) -> None:
         """Serve until the kernel has ended the mount. Raises OSError."""
-        os.set_blocking(self._device, False)
+        os.set_blocking(self.device, False)
         with self._lock:
             first = self._leader = self._new_server()
         first.start()
@@ -111,7 +114,7 @@ class Loop:
 
     def others(self) -> int:
         """The descriptor on which a request would come that waits for the calling thread; -1 where another one reads."""
-        return self._device if self._leader is threading.current_thread() else -1
+        return self.device if self._leader is threading.current_thread() else -1
 
     # -- the threads ----------------------------------------------------------------------------------------------------
 
@@ -128,10 +131,16 @@ class Loop:
             is_new = not self._parked
             successor = self._new_server() if is_new else self._parked.pop()
             self._leader = successor
-        if is_new:
-            successor.start()
-        else:
+        if not is_new:
             successor.bed.release()
+            return
+        try:
+            successor.start()
+        except RuntimeError as error:  # no more threads: others wait until this one is done
+            log.warning("no thread for the kernel's next request: %s", error)
+            with self._lock:
+                self._threads.remove(successor)
+                self._leader = leader
 
     def serve(self, me: _Server) -> None:
         """The life of a thread: it leads, and is parked when another does, until too many are."""
@@ -145,6 +154,9 @@ class Loop:
                 me.bed.acquire()
                 if self._ended.is_set():
                     return
+        except Exception as error:  # better no mount than one that nobody serves
+            log.exception("a thread that serves the kernel ended in a way that is not foreseen")
+            self._end(OSError(errno.EIO, str(error)))
         finally:
             with self._lock:
                 self._threads.remove(me)
@@ -153,11 +165,9 @@ class Loop:
         """Take and work off requests while it leads; False at the end of the mount."""
         may_spin = False  # who is made leader while the one before waits has time
         while self._leader is me:
-            size = self._receive(me.buffer, may_spin)
+            size = self._receive(me, may_spin)
             may_spin = True
             if not size:
-                self._ended.set()
-                self._watched.set()
                 return False
             me.requests += 1
             me.is_working = True
@@ -167,23 +177,29 @@ class Loop:
             me.is_working = False
         return True
 
-    def _receive(self, buffer: mmap.mmap, may_spin: bool) -> int:
+    def _end(self, error: Optional[OSError] = None) -> None:
+        self._error = self._error or error
+        self._ended.set()
+        self._watched.set()
+
+    def _receive(self, me: _Server, may_spin: bool) -> int:
         """The next request, and its length; 0 at the end of the mount."""
         self._spin.begin(may_spin)
         while True:
             try:
-                size = os.readv(self._device, [buffer])
+                size = os.readv(self.device, [me.buffer])
             except BlockingIOError:
                 if not self._spin.again():
-                    self._poll.poll()
+                    me.poll.poll()
                 continue
             except OSError as error:
                 if error.errno in (errno.EINTR, errno.ENOENT):  # ENOENT: it was taken back before it was read
                     continue
-                if error.errno != errno.ENODEV:
-                    self._error = error
+                self._end(None if error.errno == errno.ENODEV else error)
                 return 0
             self._spin.end()
+            if not size:
+                self._end()
             return size
 
     # -- who is stuck -----------------------------------------------------------------------------------------------------

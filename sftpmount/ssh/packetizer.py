@@ -12,8 +12,8 @@ bytes (a peer that waits for us to read, while we wait for it to read, would be 
    which hands it to paramiko.
 4. The descriptor is closed only by ``release``, when no thread can be inside a system call on it; ``close`` shuts it down.
 
-Locks: ``_socket_lock`` and the one of ``sealing`` are leaves, neither is taken with the other held. ``_reading`` is never
-waited for, and held while a sink takes data.
+Locks: ``_socket_lock`` and the one of ``sealing`` are leaves, neither is taken with the other held. ``_reading`` is above
+them, waited for by ``release`` alone, and held while a sink takes data.
 """
 
 from __future__ import annotations
@@ -515,7 +515,7 @@ class PacketStream:
     def release(self) -> None:
         """Close the descriptors, after ``close`` and once nothing reads any more."""
         self.close()
-        with self._socket_lock:
+        with self._reading, self._socket_lock:  # both are left at once where the connection is shut down
             if not self._released:
                 self._released = True
                 self._sealed.queue.clear()

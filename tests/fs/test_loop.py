@@ -6,6 +6,7 @@ A pair of sockets that keep messages apart stands for /dev/fuse.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import threading
@@ -172,6 +173,48 @@ def test_a_device_that_fails() -> None:
     with pytest.raises(OSError):
         Loop(spare, 4096, lambda address, length: None).run()
     os.close(spare)
+
+
+def test_without_another_thread_who_waits_is_waited_for(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    with monkeypatch.context() as patched:
+
+        def start(server: module._Server) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patched.setattr(module._Server, "start", start)
+        kernel.ask(b"waits", lambda: waiting.acquire(lock))
+        kernel.ask(b"behind")
+        wait_until(lambda: b"waits" in kernel.threads, WAIT_S, "the first request")
+        lock.release()
+        kernel.expect(b"waits", b"behind")
+    assert kernel.threads[b"waits"] == kernel.threads[b"behind"]
+
+
+def test_a_fault_of_ours_ends_the_mount(kernel: Kernel) -> None:
+    def fail() -> None:
+        raise ValueError("a fault of ours")
+
+    kernel.ask(b"fails", fail)
+    kernel.thread.join(WAIT_S)
+    assert not kernel.thread.is_alive()
+    assert [error.errno for error in kernel.errors] == [errno.EIO]
+
+
+def test_two_that_read_at_once_for_a_moment(kernel: Kernel) -> None:
+    """Who is relieved the moment it is done reads once more."""
+    kernel.ask(b"first")
+    kernel.expect(b"first")
+    leader = kernel.loop._leader
+    assert leader is not None
+    kernel.loop._relieve(leader)  # while it sleeps in its poll
+    for number in range(20):
+        kernel.ask(b"%d" % number)
+        kernel.expect(b"%d" % number)
+    assert not kernel.errors and kernel.loop._leader is not leader
 
 
 def test_an_idle_loop_sleeps(kernel: Kernel) -> None:

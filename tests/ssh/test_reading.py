@@ -153,6 +153,19 @@ def test_a_connection_that_ends_while_who_waits_reads(connection: Connection, pa
     timer.join()
 
 
+def test_the_descriptor_lives_until_who_reads_has_left(connection: Connection, patient: None) -> None:
+    """Its number may be another file's the next moment."""
+    echo = Echo(connection)
+    echo.ask(b"well")
+    stream = connection._transport.packetizer
+    with stream._reading:
+        connection.abort()
+        wait_until(lambda: bool(echo.endings), WAIT_S, "the channel's end")
+        assert os.fstat(stream._socket_fd)
+        assert not stream._released
+    wait_until(lambda: stream._released, WAIT_S, "the release")
+
+
 def test_who_is_ended_while_it_reads(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of it stays behind: others go on, with the same connection."""
     void, echo = Echo(connection, "discard"), Echo(connection)
