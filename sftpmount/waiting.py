@@ -71,6 +71,20 @@ def step_aside() -> None:
         _thread.step_aside()
 
 
+def let_others() -> None:
+    """This thread does not sleep, but only looks out for something: ``step_aside`` where others are waiting."""
+    if _thread.others is not None:
+        others = _thread.others()
+        if others >= 0 and _is_readable(others):
+            step_aside()
+
+
+def _is_readable(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def for_input(descriptor: int, timeout_s: float) -> bool:
     """Wait until there is something to read, at most for so long; True where there is. Others are let go first once they come."""
     others = -1 if _thread.others is None else _thread.others()

@@ -300,7 +300,9 @@ class PacketStream:
                     break
                 if self._kept is not None:
                     break
-                if not spin.again() and not waiting.for_input(self._socket_fd, _HELP_S):
+                if spin.again():
+                    waiting.let_others()
+                elif not waiting.for_input(self._socket_fd, _HELP_S):
                     break
         except NeedRekeyException:
             pass  # the transport thread's next wait finds out, too

@@ -114,6 +114,23 @@ def test_who_waits_for_input_lets_another_read_when_there_is_something(
     os.close(writer)
 
 
+def test_who_looks_out_for_something_lets_others_read(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STUCK_S", 1000.0)
+    is_over = threading.Event()
+
+    def look_out() -> None:
+        while not is_over.is_set():
+            waiting.let_others()
+
+    kernel.ask(b"looks out", look_out)
+    kernel.ask(b"meanwhile")
+    kernel.expect(b"meanwhile")
+    is_over.set()
+    kernel.expect(b"looks out")
+
+
 def test_input_that_does_not_come(kernel: Kernel) -> None:
     reader, writer = os.pipe()
     assert not waiting.for_input(reader, 0.01)
