@@ -22,6 +22,7 @@ import stat
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
+from .. import waiting
 from ..cache.blocks import BLOCK_BYTES
 from ..cache.namespace import Node
 from ..errors import FsError, FuseUnavailable, MountpointError
@@ -325,6 +326,7 @@ class _Adapter(_Base):  # type: ignore[misc]
             # The kernel counts in ticks of up to 10 ms.
             remaining_s = told[1] + ATTR_TIMEOUT_S + 0.01 - time.monotonic()
             if remaining_s > 0:
+                waiting.step_aside()
                 time.sleep(remaining_s)
 
     def _show_to_other_links(self, node: Node) -> None:

@@ -32,7 +32,7 @@ from ..waiting import Spin
 log = logging.getLogger(__name__)
 
 _PARKED_MAX = 10
-_STUCK_S = 0.004
+_STUCK_S = 0.01
 _WATCH_S = 1.0  # without requests for so long, nobody looks whether the leader is stuck
 
 

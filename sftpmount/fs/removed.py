@@ -160,6 +160,8 @@ class RemovedFiles:
 
     def _is_being_released(self, node: Node) -> bool:
         """True where the last handle goes this moment: the kernel does not wait for a release, so an unlink overtakes it."""
+        if node.pins:
+            waiting.step_aside()  # the release is another's to take
         with self._unpinned:
             return bool(self._unpinned.wait_for(lambda: node.pins == 0, RELEASE_S))
 
@@ -214,6 +216,7 @@ class RemovedFiles:
                     return False
                 if remaining_s <= 0:
                     return False
+                waiting.step_aside()
                 self._returned.wait(min(remaining_s, LOOK_S))
             return True
 
