@@ -197,6 +197,8 @@ def test_without_another_thread_who_waits_is_waited_for(
 ) -> None:
     lock = threading.Lock()
     lock.acquire()
+    kernel.ask(b"first")
+    kernel.expect(b"first")
     with monkeypatch.context() as patched:
 
         def start(server: module._Server) -> None:
