@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import logging
 import os
 import pwd
@@ -38,9 +37,6 @@ log = logging.getLogger(__name__)
 # Python's default of 5 ms lets the thread that computes hold up the one that answers the kernel: at 0.5 ms a sequential
 # write is a third faster.
 SWITCH_INTERVAL_S = 0.0005
-# Python looks for rings of garbage after every 700 new objects, and among all of the names that are known after some ten
-# thousand: a quarter of what it takes to note down a long listing. There are few rings, so it may look more rarely.
-GARBAGE_THRESHOLDS = (20_000, 20, 50)
 # Less than the least core; and where the kernel pipes cores to a program, which 0 does not keep it from, it dumps none at 1
 # (fs/coredump.c: that marks the program's own process).
 _NO_CORE_BYTES = 1
@@ -180,7 +176,6 @@ def _mount(wanted: MountOptions, ready: Callable[[], None]) -> int:
     daemon.die_of_stop_signals()
     _keep_secrets(wanted)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
     _tune_malloc()
     prompt = Prompt(os.environ, batch_mode=wanted.ssh.batch_mode)
     terminal = None
