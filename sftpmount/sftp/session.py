@@ -6,8 +6,8 @@ megabytes of writes. Servers that allow one channel get one, and all lanes are t
 
 Rules:
 1. Requests are sent by the thread that needs them; replies are parsed where they arrive, in the thread that reads: the
-   transport's, or the one that waits for the next reply (``ssh.packetizer``). A
-   callback runs there too: it must be short, must not send and must not wait.
+   transport's, or the one that waits for the next reply (``ssh.packetizer``). A callback runs there too: it must be short, must
+   not send and must not wait.
 2. A request ends exactly once: with its reply, or with ConnectionLost when its lane ends.
 3. The first lane to end takes the whole session with it: the connection is aborted, ``on_lost`` is called once.
 4. A server that breaks the protocol (unknown id, wrong type, impossible length) is cut off: ProtocolViolation.
@@ -226,9 +226,8 @@ class Lane:
         self._pending: Dict[int, Pending] = {}
         self._awaited: Set[int] = set()  # ids of the requests in flight whose replies someone waits for
         self._reader = wire.ReplyReader()
-        self._gathered: Dict[
-            int, List[int]
-        ] = {}  # thread in ``together`` -> ids of what it has requested there
+        # Each thread in ``together`` -> the ids of what it has requested there.
+        self._gathered: Dict[int, List[int]] = {}
         self._version = Pending()
         self._version_known = False
         self._lost: Optional[ConnectionLost] = None
