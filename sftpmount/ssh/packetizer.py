@@ -218,6 +218,7 @@ class PacketStream:
             while not self._socket_lock.acquire(blocking=False):
                 if not block or waiting.interrupted():
                     return  # who has the lock sends it
+                waiting.step_aside()
                 if self._socket_lock.acquire(timeout=waiting.POLL_S):
                     break
             try:
@@ -251,6 +252,7 @@ class PacketStream:
         return True
 
     def _wait_writable(self) -> None:
+        waiting.step_aside()
         poll = select.poll()
         poll.register(self._socket, select.POLLOUT)
         poll.poll(int(waiting.POLL_S * 1000))

@@ -140,6 +140,7 @@ class Channel:
         """Wait for room in the server's window; returns how much of ``wanted`` may be sent now."""
         with self._lock:
             while self._window_out == 0 and self._ended is None and not self._closing:
+                waiting.step_aside()
                 self._changed.wait()
             if self._ended is not None:
                 raise ConnectionLost(str(self._ended))
