@@ -223,11 +223,18 @@ class Namespace:
                 "misses": self._misses,
             }
 
-    def listing(self, path: bytes) -> Optional[List[Tuple[bytes, Node]]]:
-        """The names and nodes of a directory whose complete listing is fresh, else None."""
+    def listing(
+        self, path: bytes, *, unchanged_since: Optional[int] = None
+    ) -> Optional[List[Tuple[bytes, Node]]]:
+        """The names and nodes of a directory whose complete listing is fresh, else None.
+
+        With ``unchanged_since`` also None where we have changed anything in it since that mark.
+        """
         with self._lock:
             node = self._walk(path)
             if node is None or node.complete_until <= self._clock():
+                return None
+            if unchanged_since is not None and self._has_changed(node, unchanged_since):
                 return None
             self._touch(node)
             return list(node.children.items())

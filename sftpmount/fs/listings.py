@@ -24,6 +24,10 @@ from . import order
 
 # So old may a listing be that a program is given: the kernel itself keeps a name for twice as long.
 AHEAD_S = 0.5
+# rm -r, borg and others list a directory twice. The second time they are given the first answer for as long as such an answer
+# takes to come, at most for this long: restic looks for others' locks again after 0.2 s.
+AGAIN_MAX_S = 0.1
+_READ_MAX = 16
 # A walk is over when its program has not come to the next directory for so long.
 WALK_S = 10.0
 AHEAD_MAX = 32
@@ -72,9 +76,12 @@ class Listings:
         self._was_another_directory = was_another_directory
         self._ahead_s = min(AHEAD_S, lifetime_s)  # who wants nothing cached wants nothing from ahead
         self._clock = clock
-        self._lock = threading.Lock()  # guards _walks, _running
+        self._lock = threading.Lock()  # guards _walks, _running, _read
         self._walks: OrderedDict[bytes, _Walk] = OrderedDict()
         self._running: Dict[bytes, Future[None]] = {}
+        # Directories read last -> the mark of the question, until when the answer is given again.
+        self._read: OrderedDict[bytes, Tuple[int, float]] = OrderedDict()
+        self._took_s = 0.0  # to list the last one
         self._threads = ThreadPoolExecutor(_THREADS, "list-ahead")
 
     def close(self) -> None:
@@ -91,18 +98,38 @@ class Listings:
             running = self._running.get(path)
         if running is not None:
             waiting.result(running)
-        listing = self._ns.take_listing_ahead(path, self._clock() - self._ahead_s)
+        mark, asked_s = self._ns.mark(), self._clock()
+        listing = self._just_read(path)
+        if listing is not None:
+            return listing, []
+        listing = self._ns.take_listing_ahead(path, asked_s - self._ahead_s)
         entries: List[Entry] = []
         for _ in range(_LISTINGS_AGAIN if listing is None else 0):
             # Again where we changed something in it while the server was listing it.
-            mark = self._ns.mark()
+            mark, asked_s = self._ns.mark(), self._clock()
             entries = self._remote.listdir(self._far_path(path))
             if self._is_strange(path, entries) and self._was_another_directory():
                 continue
             if self._ns.told_listing(path, entries, mark):
                 listing = self._ns.listing(path)
+                self._took_s = self._clock() - asked_s
                 break
+        if listing is not None:
+            self._is_read(path, mark)
         return listing, entries
+
+    def _is_read(self, path: bytes, mark: int) -> None:
+        with self._lock:
+            self._read[path] = (mark, self._clock() + min(self._took_s, AGAIN_MAX_S))
+            self._read.move_to_end(path)
+            if len(self._read) > _READ_MAX:
+                self._read.popitem(last=False)
+
+    def _just_read(self, path: bytes) -> Optional[List[Tuple[bytes, Node]]]:
+        """What was read a moment ago, and where nothing was changed by us since."""
+        with self._lock:
+            mark, until_s = self._read.get(path, (0, 0.0))
+        return self._ns.listing(path, unchanged_since=mark) if self._clock() < until_s else None
 
     def asked(self, path: bytes) -> None:
         """The server is asked for this single name."""

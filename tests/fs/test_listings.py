@@ -16,7 +16,8 @@ from fs.test_owed import create, make
 from sftp.fake_server import FakeServer, Fault, Request
 from sftpmount.fs import order
 from sftpmount.fs.filesystem import Filesystem
-from sftpmount.fs.listings import AHEAD_S
+from sftpmount.fs.listings import AGAIN_MAX_S, AHEAD_S
+from sftpmount.sftp.wire import Entry
 from support.process import wait_until
 
 COUNT = 20
@@ -59,6 +60,16 @@ ORDERS: Dict[str, Callable[[Filesystem, List[bytes]], List[bytes]]] = {
     "as listed": lambda fs, paths: paths,
     "by inode": lambda fs, paths: sorted(paths, key=lambda path: fs.getattr(path).ino),
     "by name": lambda fs, paths: sorted(paths),
+}
+
+
+CHANGES: Dict[str, Callable[[Filesystem, bytes], object]] = {
+    "create": lambda fs, path: make(fs, path + b"/ours"),
+    "mkdir": lambda fs, path: fs.mkdir(path + b"/ours", 0o755),
+    "symlink": lambda fs, path: fs.symlink(b"x", path + b"/ours"),
+    "rename in": lambda fs, path: fs.rename(b"/d00/a", path + b"/ours"),
+    "rename": lambda fs, path: fs.rename(path + b"/a", path + b"/ours"),
+    "link": lambda fs, path: fs.link(b"/d00/a", path + b"/ours"),
 }
 
 
@@ -105,15 +116,6 @@ class TestAhead:
         server.make(b"/home" + dirs[2] + b"/new")
         assert b"new" in names(fs, dirs[2])
 
-    CHANGES: Dict[str, Callable[[Filesystem, bytes], object]] = {
-        "create": lambda fs, path: make(fs, path + b"/ours"),
-        "mkdir": lambda fs, path: fs.mkdir(path + b"/ours", 0o755),
-        "symlink": lambda fs, path: fs.symlink(b"x", path + b"/ours"),
-        "rename in": lambda fs, path: fs.rename(b"/d00/a", path + b"/ours"),
-        "rename": lambda fs, path: fs.rename(path + b"/a", path + b"/ours"),
-        "link": lambda fs, path: fs.link(b"/d00/a", path + b"/ours"),
-    }
-
     @pytest.mark.parametrize("name", CHANGES)
     def test_not_after_our_own_change(
         self, server: FakeServer, fs: Filesystem, dirs: List[bytes], name: str
@@ -123,7 +125,7 @@ class TestAhead:
         begin(fs, dirs)
         fs.getattr(b"/d00/a")
         server.make(b"/home" + dirs[2] + b"/theirs")
-        self.CHANGES[name](fs, dirs[2])
+        CHANGES[name](fs, dirs[2])
         assert {b"ours", b"theirs"} <= set(names(fs, dirs[2]))
 
     def test_not_where_our_change_comes_while_it_is_listed(
@@ -186,6 +188,71 @@ class TestAhead:
         for path in paths:
             fs.readdir(path)
         assert len(guesses) < 20
+
+
+class TestAgain:
+    """rm -r and borg list each directory twice in a row."""
+
+    TOOK_S = 0.04
+
+    @pytest.fixture
+    def far(self, server: FakeServer, clock: Clock, fs: Filesystem, dirs: List[bytes]) -> Filesystem:
+        """Its listings take their time."""
+        listdir = fs._remote.listdir
+
+        def slowly(path: bytes) -> List[Entry]:
+            clock.s += self.TOOK_S
+            return listdir(path)
+
+        fs._remote.listdir = slowly  # type: ignore[method-assign, assignment]
+        return fs
+
+    def test_it_is_given_again_for_as_long_as_it_took(
+        self, server: FakeServer, far: Filesystem, dirs: List[bytes], clock: Clock
+    ) -> None:
+        first = far.readdir(dirs[0])
+        clock.s += self.TOOK_S * 0.9
+        assert far.readdir(dirs[0]) == first
+        assert times_asked(server, dirs[0]) == 1
+        server.make(b"/home" + dirs[0] + b"/theirs")
+        clock.s += self.TOOK_S * 0.2
+        assert b"theirs" in names(far, dirs[0])
+
+    def test_an_empty_one(self, server: FakeServer, far: Filesystem, dirs: List[bytes]) -> None:
+        server.make_dir(b"/home/empty")
+        assert names(far, b"/empty") == names(far, b"/empty") == []
+        assert times_asked(server, b"/empty") == 1
+
+    def test_one_that_came_ahead(self, server: FakeServer, far: Filesystem, dirs: List[bytes]) -> None:
+        begin(far, dirs)
+        assert far.readdir(dirs[2]) == far.readdir(dirs[2])
+        assert times_asked(server, dirs[2]) == 1
+
+    @pytest.mark.parametrize("name", CHANGES)
+    def test_not_after_our_own_change(
+        self, server: FakeServer, far: Filesystem, dirs: List[bytes], name: str
+    ) -> None:
+        dirs.remove(b"/d00")
+        far.getattr(b"/d00/a")
+        far.readdir(dirs[0])
+        server.make(b"/home" + dirs[0] + b"/theirs")
+        CHANGES[name](far, dirs[0])
+        assert {b"ours", b"theirs"} <= set(names(far, dirs[0]))
+
+    def test_never_for_long(
+        self,
+        server: FakeServer,
+        far: Filesystem,
+        dirs: List[bytes],
+        clock: Clock,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """restic makes its lock, waits for 0.2 s and looks for others'."""
+        monkeypatch.setattr(self, "TOOK_S", 5.0)
+        far.readdir(dirs[0])
+        server.make(b"/home" + dirs[0] + b"/theirs")
+        clock.s += AGAIN_MAX_S
+        assert AGAIN_MAX_S < 0.2 and b"theirs" in names(far, dirs[0])
 
 
 class TestAbsent:
