@@ -266,6 +266,15 @@ class Namespace:
         entries = self.listing(path)
         return entries is not None and not entries
 
+    def is_one_of_many(self, path: bytes) -> bool:
+        """True where the fresh, complete listing of a directory that is not sticky has ``path``, and other names."""
+        with self._lock:
+            parent_path, name = split(path)
+            parent = self._walk(parent_path)
+            if parent is None or parent.complete_until <= self._clock():
+                return False
+            return name in parent.children and len(parent.children) > 1 and not parent.mode & stat.S_ISVTX
+
     def path_of(self, node: Node) -> Optional[bytes]:
         """One current path of ``node``; None where it has none any more."""
         with self._lock:
@@ -308,10 +317,10 @@ class Namespace:
             parent = self._walk(parent_path) or self._grow(parent_path)
             node = parent.children.get(name)
             current = max(self._changes.get(parent, 0), self._moved) < mark
-            if not current:
-                until = 0.0  # good for who asked; the name may have gone since
             if node is not None and self._moved >= mark:
                 return node
+            if not current:  # good for who asked; that the name is there is no news
+                until = node.attrs_until if node is not None else 0.0
             if node is not None and _same_type(node, attrs):
                 return self._take_in(node, attrs, until, mark)
             if node is not None:

@@ -180,7 +180,8 @@ class FilesAhead:
             brought = self._remote.read_whole_on(session, self._far_path(path), SMALL_BYTES)
             if brought is not None:
                 attrs, data = brought
-                if self._ns.told(path, attrs, mark) is node:
+                # Not of a file that was removed meanwhile: its directory's listing would be in doubt.
+                if self._ns.fresh(path) is node and self._ns.told(path, attrs, mark) is node:
                     self._files.keep(node, attrs, data, asked_s)
         except (Absent, FsError, StatusError, ConnectionLost):
             pass

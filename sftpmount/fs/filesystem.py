@@ -4,7 +4,8 @@ Paths are bytes that begin with a slash, the mount's root being b"/". Every meth
 
 Close-to-open: an open asks the server for the file's attributes in the same flight, and clean bytes are kept only where
 size and mtime are those they came with. Attributes and listings may be ``dir_cache_timeout_s`` old otherwise; O_EXCL, mkdir,
-rename and unlink always go to the server. What this mount writes it sees at once, through every name and handle.
+rename and unlink always go to the server (``removals`` tells which of the last is not waited for). What this mount writes it
+sees at once, through every name and handle.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from .identity import MountedDirectory
 from .links import Links
 from .listings import Listings
 from .owed import OwedAttrs
+from .removals import Removals
 from .removed import RemovedFiles, is_libfuse_name
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,7 @@ class Filesystem:
             wall=wall,
         )
         self._removed = RemovedFiles(remote)
+        self._removals = Removals(remote, self._ns, clock=clock)
         self._owed = OwedAttrs(remote, self._ns, self._far_path, clock=clock)
         self.files = Files(
             remote,
@@ -188,6 +191,7 @@ class Filesystem:
     def state(self) -> Dict[str, Any]:
         """``describe`` and what is held, for status; paths as the mount has them. Waits for nothing."""
         state = {**self.describe(), **self.files.state()}
+        state["lost"] += self._removals.untold()
         for each in state["unstored"]["files"]:
             each["path"] = self._near_path(each["path"]).decode("utf-8", "backslashreplace")
         return state
@@ -199,25 +203,32 @@ class Filesystem:
         return far_path[len(base) :] if far_path.startswith(base + b"/") else far_path
 
     def unstored(self) -> List[bytes]:
-        """The files whose bytes or attributes the server may not have just now. Waits for nothing."""
-        return sorted({*map(self._near_path, self.files.unstored()), *self._owed.paths()})
+        """The files whose bytes, attributes or removal the server may not have just now. Waits for nothing."""
+        bytes_of = map(self._near_path, self.files.unstored())
+        return sorted({*bytes_of, *self._owed.paths(), *self._removals.paths()})
 
     def drain(self) -> List[str]:
         """Store everything still held. Returns "path: reason" for each file that could not be stored."""
-        return self.files.drain() + self._owed.drain()
+        return self.files.drain() + self._owed.drain() + self._removals.drain()
 
     def sync(self) -> List[str]:
         """``drain`` for who asks while the mount goes on."""
-        return self.files.sync() + self._owed.drain()
+        return self.files.sync() + self._owed.drain() + self._removals.drain()
 
     def close(self) -> None:
         """Stop the background work. What was not drained is given up."""
         self._owed.close()
+        self._removals.close()
         self._listings.close()
         self._files_ahead.close()
         self.files.close()
 
     def _far_path(self, path: bytes) -> bytes:
+        """The server's path, for a question or a change: what is being removed there is gone when this returns."""
+        self._removals.settle(path)
+        return self._place(path)
+
+    def _place(self, path: bytes) -> bytes:
         if path == b"/":
             return self._root
         place = self._removed.place_of(path)
@@ -357,7 +368,10 @@ class Filesystem:
         node = self._ns.get(path)
         with _operating(node), held_still([node] if node is not None else []):
             with self._mounted.changing(path):
-                self._fresh_on_error(path, lambda: self._remote.unlink(self._far_path(path)))
+                if not self._removals.send(path, node, self._place(path)):
+                    self._removals.finish(split(path)[0])
+                    self._fresh_on_error(path, lambda: self._remote.unlink(self._far_path(path)))
+                    self._removals.confirmed(path)
             self._ns.removed(path)
             if node is not None:
                 self._rename_open(node)
@@ -374,6 +388,7 @@ class Filesystem:
         self._owed.pay(self._directory_of(path))
         with _operating(self._ns.get(path)):
             with self._mounted.changing(path):
+                self._removals.finish(path)
                 self._fresh_on_error(path, lambda: self._remote.rmdir(self._far_path(path)))
             self._ns.removed(path)
 
@@ -590,6 +605,7 @@ class Filesystem:
 
     def fsyncdir(self, path: bytes) -> None:
         """What is pending below a directory is stored; SFTP has no fsync of the directory itself."""
+        self._removals.finish(path)
         self._owed.settle(self._ns.get(path))
         self._owed.pay(*self._owed.below(path))
         for node in self._ns.open_nodes(path):

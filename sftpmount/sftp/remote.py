@@ -235,6 +235,13 @@ class Remote(Reconnecting):
             "unlink", wire.REMOVE, wire.string(path), Pending.expect_ok, (path,), self._recheck_gone(path)
         )
 
+    def unlink_soon(self, session: Session, path: bytes, answered: Callable[[Pending], None]) -> None:
+        """Send the request on ``session`` and do not wait; ``answered`` is called in the thread that reads.
+
+        Raises NotSent, FsError (EINTR); nothing was sent then.
+        """
+        session.meta.request(wire.REMOVE, wire.string(path), callback=answered, is_awaited=False)
+
     @staticmethod
     def _recheck_gone(path: bytes) -> Callable[[Session], None]:
         def recheck(session: Session) -> None:

@@ -199,6 +199,29 @@ class TestOwnChanges:
         assert ns.told_listing(b"/", [Entry(b"a", b"", regular(1))], mark) is False
         assert seen(ns, b"/a") in ("ask", "absent")
 
+    def test_an_overtaken_answer_leaves_a_name_known_for_as_long_as_it_was(
+        self, ns: Namespace, clock: Clock
+    ) -> None:
+        told(ns, b"/a", regular(1))
+        told(ns, b"/b", regular(1))
+        mark = ns.mark()
+        ns.removed(b"/b")
+        clock.s += LIFETIME_S / 2
+        ns.told(b"/a", regular(2), mark)
+        assert seen(ns, b"/a").attrs.size == 2
+        clock.s += LIFETIME_S / 2 + 0.1
+        assert seen(ns, b"/a") == "ask"
+
+    def test_one_of_many(self, ns: Namespace, clock: Clock) -> None:
+        told(ns, b"/d", DIR)
+        list_in(ns, b"/d", a=regular(1), b=regular(1))
+        assert ns.is_one_of_many(b"/d/a") and not ns.is_one_of_many(b"/d/c")
+        ns.removed(b"/d/b")
+        assert not ns.is_one_of_many(b"/d/a")
+        list_in(ns, b"/d", a=regular(1), b=regular(1))
+        clock.s += LIFETIME_S + 0.1
+        assert not ns.is_one_of_many(b"/d/a")
+
     def test_an_older_answer_does_not_remove_what_was_created(self, ns: Namespace) -> None:
         mark = ns.mark()
         node = ns.created(b"/a", regular(1))
