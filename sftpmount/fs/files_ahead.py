@@ -15,7 +15,7 @@ from typing import Callable, Deque, Dict, List, Optional, Set
 from .. import waiting
 from ..cache.blocks import BLOCK_BYTES
 from ..cache.namespace import Absent, Namespace, Node, split
-from ..errors import ConnectionLost, FsError, StatusError
+from ..errors import ConnectionLost, FsError
 from ..sftp.remote import Remote
 from . import order
 from .files import Files
@@ -28,6 +28,7 @@ STREAK = 2
 STREAK_S = 5.0
 _WINDOW_FIRST = 4
 _WINDOW_MAX = 48
+_BATCH_MAX = 16
 _THREADS = 16
 _TRAILS_MAX = 100
 _RECENT = 3
@@ -99,8 +100,7 @@ class FilesAhead:
             if self._streak >= STREAK:
                 next_ones = self._follow(directory, trail, name)
             running = self._running.get(path)
-        for each in next_ones:
-            self._fetch_soon(directory, each)
+        self._fetch_soon(directory, next_ones)
         if running is not None:
             waiting.result(running)
         try:
@@ -118,8 +118,7 @@ class FilesAhead:
             trail = self._trail(directory)
             trail.upcoming = self._upcoming(directory, self._order)
             next_ones = self._next_ones(trail)
-        for each in next_ones:
-            self._fetch_soon(directory, each)
+        self._fetch_soon(directory, next_ones)
 
     def _trail(self, directory: bytes) -> _Trail:
         trail = self._trails.get(directory) or _Trail()
@@ -152,42 +151,73 @@ class FilesAhead:
 
     def _next_ones(self, trail: _Trail) -> List[bytes]:
         next_ones: List[bytes] = []
+        if len(trail.asked) > self._window // 2:
+            return next_ones  # together with the next ones they cost less
         while trail.upcoming and len(trail.asked) < self._window:
             each = trail.upcoming.popleft()
             trail.asked.add(each)
             next_ones.append(each)
         return next_ones
 
-    def _fetch_soon(self, directory: bytes, name: bytes) -> None:
-        path = (b"" if directory == b"/" else directory) + b"/" + name
-        with self._lock:
-            if path not in self._running:
-                try:
-                    self._running[path] = self._threads.submit(self._fetch, path)
-                except RuntimeError:  # closed
-                    return
+    def _fetch_soon(self, directory: bytes, names: List[bytes]) -> None:
+        """Several at once, as long as the first of them need not wait long for the last."""
+        prefix = b"/" if directory == b"/" else directory + b"/"
+        batch: List[bytes] = []
+        size = 0
+        for path in [prefix + name for name in names]:
+            node = self._wanted(path)
+            if node is not None:
+                batch.append(path)
+                size += node.attrs.size or 0
+                if len(batch) == _BATCH_MAX or size >= SMALL_BYTES:
+                    self._submit(batch)
+                    batch, size = [], 0
+        if batch:
+            self._submit(batch)
 
-    def _fetch(self, path: bytes) -> None:
+    def _submit(self, paths: List[bytes]) -> None:
+        with self._lock:
+            paths = [path for path in paths if path not in self._running]
+            try:
+                running = self._threads.submit(self._fetch, paths)
+            except RuntimeError:  # closed
+                return
+            self._running.update((path, running) for path in paths)
+
+    def _fetch(self, paths: List[bytes]) -> None:
         """In a thread of our own. What fails is nobody's error yet: whoever opens the file asks for it."""
         try:
             session = self._remote.session_now()
-            node = self._ns.fresh(path)
-            if session is None or node is None or not _is_small(node) or node.owed is not None:
-                return
-            if self._files.is_held(node):
+            nodes = [(path, node) for path, node in zip(paths, map(self._wanted, paths)) if node is not None]
+            if session is None or not nodes:
                 return
             mark, asked_s = self._ns.mark(), self._clock()
-            brought = self._remote.read_whole_on(session, self._far_path(path), SMALL_BYTES)
-            if brought is not None:
-                attrs, data = brought
+            far_paths = [self._far_path(path) for path, _ in nodes]
+            answers = self._remote.read_whole_on(session, far_paths, SMALL_BYTES)
+            for (path, node), brought in zip(nodes, answers):
                 # Not of a file that was removed meanwhile: its directory's listing would be in doubt.
-                if self._ns.fresh(path) is node and self._ns.told(path, attrs, mark) is node:
-                    self._files.keep(node, attrs, data, asked_s)
-        except (Absent, FsError, StatusError, ConnectionLost):
+                if brought is not None and self._known(path) is node:
+                    attrs, data = brought
+                    if self._ns.told(path, attrs, mark) is node:
+                        self._files.keep(node, attrs, data, asked_s)
+        except (FsError, ConnectionLost):
             pass
         finally:
             with self._lock:
-                self._running.pop(path, None)
+                for path in paths:
+                    self._running.pop(path, None)
+
+    def _wanted(self, path: bytes) -> Optional[Node]:
+        node = self._known(path)
+        if node is None or not _is_small(node) or node.owed is not None or self._files.is_held(node):
+            return None
+        return node
+
+    def _known(self, path: bytes) -> Optional[Node]:
+        try:
+            return self._ns.fresh(path)
+        except Absent:
+            return None
 
 
 def _is_small(node: Node) -> bool:

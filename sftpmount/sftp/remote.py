@@ -38,7 +38,7 @@ from .dialect import (
 )
 from .reconnect import Reconnecting, Redo
 from .remote_file import RemoteFile, handle_of, lane_for
-from .session import Pending, Session
+from .session import Lane, Pending, Session
 from .wire import Attrs
 
 log = logging.getLogger(__name__)
@@ -430,38 +430,32 @@ class Remote(Reconnecting):
             )
             raise self.explain(what, status, path) from None
 
-    def read_whole_on(self, session: Session, path: bytes, bytes_max: int) -> Optional[Tuple[Attrs, bytes]]:
-        """A small file's attributes and bytes, opened and closed for that, in two round trips, once, on this session.
+    def read_whole_on(
+        self, session: Session, paths: Sequence[bytes], bytes_max: int
+    ) -> List[Optional[Tuple[Attrs, bytes]]]:
+        """Small files' attributes and bytes, opened and closed for that, in two round trips for all, once, on this session.
 
-        None where it is longer than ``bytes_max``, or was changed meanwhile. Raises StatusError, ConnectionLost.
+        None for what cannot be read, is longer than ``bytes_max``, or was changed meanwhile. Raises ConnectionLost.
         """
         lane = session.read_lane
         with lane.together():
-            opening = lane.request(wire.OPEN, wire.open_body(path, wire.FXF_READ))
-            looking = lane.request(wire.LSTAT, wire.string(path))
-        handle = handle_of(lane, opening)
-        reading: List[Pending] = []
-        closing = wire.string(handle)
-        try:
-            attrs = looking.wait().attrs()
-        except BaseException:
-            lane.request(wire.CLOSE, closing, callback=_log_close_error, is_awaited=False)
-            raise
-        size, step = attrs.size, session.limits.read_bytes
-        is_small = size is not None and size <= bytes_max and stat.S_ISREG(attrs.mode or 0)
+            asked = [
+                (
+                    lane.request(wire.OPEN, wire.open_body(path, wire.FXF_READ)),
+                    lane.request(wire.LSTAT, wire.string(path)),
+                )
+                for path in paths
+            ]
+        opened = [
+            (_or_none(lambda: handle_of(lane, opening)), _or_none(lambda: looking.wait().attrs()))  # noqa: B023
+            for opening, looking in asked
+        ]
         with lane.together():
-            if size is not None and is_small:
-                for at in range(0, size, step):
-                    body = wire.read_body(handle, at, min(step, size - at))
-                    reading.append(lane.request(wire.READ, body))
-                looking = lane.request(wire.FSTAT, closing)
-            lane.request(wire.CLOSE, closing, callback=_log_close_error, is_awaited=False)
-        if not is_small:
-            return None
-        data = b"".join([part.wait().data() for part in reading])
-        now = looking.wait().attrs()
-        is_whole = len(data) == size and (now.size, now.mtime) == (size, attrs.mtime)
-        return (attrs, data) if is_whole else None
+            reading = [_read_whole_soon(session, lane, *each, bytes_max) for each in opened]
+        return [
+            None if parts is None or attrs is None else _or_none(lambda: _whole(attrs, *parts))  # noqa: B023
+            for (_, attrs), parts in zip(opened, reading)
+        ]
 
     @contextlib.contextmanager
     def together(self, file: RemoteFile, session: Session) -> Iterator[None]:
@@ -677,3 +671,37 @@ def _lstat_or_none(session: Session, path: bytes) -> Optional[Attrs]:
         if status.code == FX_NO_SUCH_FILE:
             return None
         raise
+
+
+def _or_none(ask: Callable[[], Optional[T]]) -> Optional[T]:
+    """None where the server refuses it."""
+    try:
+        return ask()
+    except StatusError:
+        return None
+
+
+def _read_whole_soon(
+    session: Session, lane: Lane, handle: Optional[bytes], attrs: Optional[Attrs], bytes_max: int
+) -> Optional[Tuple[List[Pending], Pending]]:
+    """Ask for the whole of an open file, and its attributes behind that, if it is a small one; close it in any case."""
+    if handle is None:
+        return None
+    asked = None
+    body, step = wire.string(handle), session.limits.read_bytes
+    size = attrs.size if attrs is not None and stat.S_ISREG(attrs.mode or 0) else None
+    if size is not None and size <= bytes_max:
+        reads = [
+            lane.request(wire.READ, wire.read_body(handle, at, min(step, size - at)))
+            for at in range(0, size, step)
+        ]
+        asked = reads, lane.request(wire.FSTAT, body)
+    lane.request(wire.CLOSE, body, callback=_log_close_error, is_awaited=False)
+    return asked
+
+
+def _whole(attrs: Attrs, reads: List[Pending], looking: Pending) -> Optional[Tuple[Attrs, bytes]]:
+    data = b"".join([part.wait().data() for part in reads])
+    now = looking.wait().attrs()
+    is_whole = len(data) == attrs.size and (now.size, now.mtime) == (attrs.size, attrs.mtime)
+    return (attrs, data) if is_whole else None

@@ -290,6 +290,19 @@ class TestFails:
         for path in files:
             assert is_right(fs, path)
 
+    @pytest.mark.parametrize("name", ["OPEN", "LSTAT", "READ", "FSTAT"])
+    def test_those_that_were_asked_for_with_it_are_there(
+        self, server: FakeServer, fs: Filesystem, files: List[bytes], name: str
+    ) -> None:
+        failing = files[STREAK + 2]
+        fault = server.arm(Fault("status", lambda r: r.name == name and r.path == b"/home" + failing))
+        fs.readdir(b"/d")
+        for path in files:
+            assert is_right(fs, path)
+            quiet(fs)
+        assert fault.fired.is_set()
+        assert all(times_asked(server, path) == 1 for path in files if path != failing)
+
     @pytest.mark.parametrize("body", [string(b"short"), string(b"x" * 4000)])
     def test_a_read_of_another_length(
         self, server: FakeServer, fs: Filesystem, files: List[bytes], body: bytes

@@ -35,7 +35,7 @@ def behind(owner: Any, name: str, act: Callable[[], object], times: int = 1) -> 
 
 def read_ahead(fs: Filesystem, path: bytes) -> None:
     """As ``FilesAhead`` does in a thread of its own."""
-    fs._files_ahead._fetch(path)
+    fs._files_ahead._fetch([path])
 
 
 class TestOlderAnswers:

@@ -34,7 +34,7 @@ QUESTIONS: Dict[str, Callable[[Any, bytes], object]] = {
     "listing ahead": lambda fs, path: fs._listings._list(path.rpartition(b"/")[0] or b"/", 1000),
     "listing": lambda fs, path: fs.readdir(path.rpartition(b"/")[0] or b"/"),
     "look": lambda fs, path: fs.getattr(path),
-    "file ahead": lambda fs, path: fs._files_ahead._fetch(path),
+    "file ahead": lambda fs, path: fs._files_ahead._fetch([path]),
 }
 ASKED = ("list_on", "lstat", "read_whole_on")
 DONE = ("mkdir", "rmdir", "unlink", "rename", "symlink", "link", "setstat", "open", "fsetstat")
