@@ -105,7 +105,17 @@ ReplyCallback = Callable[["Pending"], None]
 class Pending:
     """A request in flight. A raw lock is the event: concurrent.futures.Future costs ten times as much per request."""
 
-    __slots__ = ("_callback", "_lock", "_wait_for", "asked", "body", "error", "kind", "request_id")
+    __slots__ = (
+        "_callback",
+        "_lock",
+        "_wait_for",
+        "ahead_of",
+        "asked",
+        "body",
+        "error",
+        "kind",
+        "request_id",
+    )
 
     def __init__(
         self,
@@ -118,6 +128,7 @@ class Pending:
         self.request_id = 0  # set for VERSION alone, which has the version number in this place
         self.body = b""
         self.error: Optional[ConnectionLost] = None
+        self.ahead_of: Optional[Pending] = None  # the last one that was asked for together with it
         self._callback = callback
         self._wait_for = wait_for
         self._lock = allocate_lock()
@@ -133,16 +144,26 @@ class Pending:
             except Exception:
                 log.exception("a reply's callback failed")
 
+    @property
+    def is_waited_for(self) -> bool:
+        """True where there is nothing to be called."""
+        return self._callback is None
+
     def wait(self) -> Pending:
         """Wait for the reply (the session's liveness bounds the wait); raises ConnectionLost where there will be none.
 
         Raises FsError (EINTR) where nobody waits for it any more.
         """
-        self._wait_for(self._lock)
-        self._lock.release()
+        if self.ahead_of is not None and self._lock.locked():
+            self.ahead_of._arrive()  # in one wait for all
+        self._arrive()
         if self.error is not None:
             raise self.error
         return self
+
+    def _arrive(self) -> None:
+        self._wait_for(self._lock)
+        self._lock.release()
 
     # Decoders: each raises StatusError where the server says so, ProtocolViolation where the reply makes no sense.
 
@@ -226,8 +247,8 @@ class Lane:
         self._pending: Dict[int, Pending] = {}
         self._awaited: Set[int] = set()  # ids of the requests in flight whose replies someone waits for
         self._reader = wire.ReplyReader()
-        # Each thread in ``together`` -> the ids of what it has requested there.
-        self._gathered: Dict[int, List[int]] = {}
+        # Each thread in ``together`` -> what it has requested there, by id.
+        self._gathered: Dict[int, Dict[int, Pending]] = {}
         self._version = Pending()
         self._version_known = False
         self._lost: Optional[ConnectionLost] = None
@@ -274,7 +295,7 @@ class Lane:
         request_id = next(self._ids) & 0xFFFFFFFF
         self._pending[request_id] = pending
         if self._gathered and get_ident() in self._gathered:
-            self._gathered[get_ident()].append(request_id)
+            self._gathered[get_ident()][request_id] = pending
         if is_awaited:
             self._awaited.add(request_id)
         try:
@@ -304,23 +325,26 @@ class Lane:
         if me in self._gathered:
             yield
             return
-        ids: List[int] = []
+        gathered: Dict[int, Pending] = {}
         is_done = False
         try:
             with self._channel.together():
-                self._gathered[me] = ids
+                self._gathered[me] = gathered
                 try:
                     yield
                     is_done = True
                 finally:
                     del self._gathered[me]
+                waited_for = [each for each in gathered.values() if each.is_waited_for]
+                for each in waited_for[:-1]:
+                    each.ahead_of = waited_for[-1]
         except ConnectionLost:
             if not is_done:
                 raise
             self._on_closed(ConnectionLost(f"lane {self.name}: sending failed"))
         except FsError as error:
             if is_done:
-                for pending in filter(None, map(self._take_back, ids)):
+                for pending in filter(None, map(self._take_back, gathered)):
                     pending.complete(0, b"", NotSent(str(error)))
             raise
 
