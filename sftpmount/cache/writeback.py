@@ -24,7 +24,7 @@ import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from .. import waiting
-from ..errors import ConnectionLost, FsError, StatusError
+from ..errors import FX_FAILURE, ConnectionLost, FsError, StatusError
 from ..sftp.remote import FSYNC, Remote
 from ..sftp.remote_file import RemoteFile
 from ..sftp.session import Pending, Session
@@ -123,6 +123,36 @@ class WriteBack:
                     error.errno != errno.EINTR
                 ):  # it is taken in: told otherwise, a program that goes on would write it twice
                     raise
+
+    def try_write(
+        self, file: FileCache, handle: Teller, offset: int, data: bytes, answer: Callable[[], None]
+    ) -> bool:
+        """``write`` where it waits for nothing, sends nothing and cannot fail; else False, and nothing was done.
+
+        ``answer`` is called as soon as that is known, and whoever looks at the file then waits until ``data`` is in it.
+        """
+        session = self._remote.session_now()
+        if session is None or handle.owed is not None or not file.lock.acquire(blocking=False):
+            return False
+        try:
+            is_full = file.dirty.total + len(data) >= _request_bytes(session)
+            is_much = file.written.total > self._bytes_max // 2
+            if is_full or is_much or file.failure is not None or not file.writers:
+                return False
+            if self.held_bytes + 2 * BLOCK_BYTES > self._bytes_max:
+                return False
+            answer()
+            try:
+                file.store(offset, data)
+                file.touched_s = self._clock()
+                self.account(file)
+            except BaseException as error:
+                for each in file.handles:
+                    each.owed = StatusError(FX_FAILURE, str(error))
+                raise
+        finally:
+            file.lock.release()
+        return True
 
     def tell(self, file: FileCache, handle: Teller) -> None:
         """Raise the failure that ``handle`` has not been told yet."""

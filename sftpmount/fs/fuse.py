@@ -32,6 +32,7 @@ from .handles import Handle, Stat
 from .libfuse import declare, own_main
 from .loop import Loop
 from .removed import is_libfuse_name
+from .small_writes import SmallWrites
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,10 @@ class _Adapter(_Base):  # type: ignore[misc]
             work(address, length)
             self._callers.request_ended()
 
-        loop = Loop(device, buffer_bytes, work_off, on_thread=lambda: self._callers.serve(loop))
+        small_writes = SmallWrites(device, self._handles, self._fs.files.try_write)
+        loop = Loop(
+            device, buffer_bytes, work_off, at_once=small_writes, on_thread=lambda: self._callers.serve(loop)
+        )
         loop.run()
 
     def _wrapper(self, func: Callable[..., Any], *args: Any) -> int:

@@ -61,6 +61,7 @@ class Loop:
     device         the descriptor of /dev/fuse, which is made non-blocking
     buffer_bytes   of the longest request
     work           called with the address and the length of each, in a thread of the loop; it answers the kernel
+    at_once        called before, with the buffer and the length: True where it has done all there is to do, without waiting
     on_thread      called in each new thread of the loop, at its start
     """
 
@@ -70,11 +71,13 @@ class Loop:
         buffer_bytes: int,
         work: Callable[[int, int], None],
         *,
+        at_once: Callable[[mmap.mmap, int], bool] = lambda buffer, length: False,
         on_thread: Callable[[], None] = lambda: None,
     ) -> None:
         self.buffer_bytes = buffer_bytes
         self.device = device
         self._work = work
+        self._at_once = at_once
         self._on_thread = on_thread
         self._lock = threading.Lock()
         self._threads: List[_Server] = []
@@ -173,7 +176,8 @@ class Loop:
             me.is_working = True
             if not self._watched.is_set():
                 self._watched.set()
-            self._work(me.address, size)
+            if not self._at_once(me.buffer, size):
+                self._work(me.address, size)
             me.is_working = False
         return True
 
