@@ -60,7 +60,7 @@ class MountOptions:
     retry_timeout_s: Optional[float] = 300.0  # None: wait for ever ("hard"); 0: fail at once
     server_alive_interval_s: float = 15.0
     server_alive_count_max: int = 3
-    lanes: int = 3  # SFTP channels on the one connection
+    lanes: int = 6  # SFTP channels on the one connection, at most
     dir_cache_timeout_s: float = 20.0  # 0: names and attributes are not cached
     entries_max: int = 200_000
     cache_bytes_max: int = 64 * MiB
@@ -121,7 +121,7 @@ GROUPS: Tuple[Tuple[str, Tuple[Option, ...]], ...] = (
         Option("ServerAliveCountMax", to.number(1, 1000), "server_alive_count_max", "N", "then reconnect (3)"),
         Option("retry_timeout", to.seconds(0, hard=None), "retry_timeout_s", "S|hard",
                "how long programs wait through an outage (300)"),
-        Option("lanes", to.number(1, 16), "lanes", "N", "SFTP channels on the one connection (3)"),
+        Option("lanes", to.number(1, 16), "lanes", "N", "SFTP channels on the one connection, at most (6)"),
     )),
     ("Trust and login", (
         Option("security", to.choice("hardened", "compatible", "pq"), "ssh.security", "hardened|compatible|pq",

@@ -26,7 +26,8 @@ _MORE = {
     "ServerAliveCountMax": "A server that has said nothing for that many intervals is taken for dead.",
     "retry_timeout": "With 0 they fail at once, with hard they wait for ever. What is waited for is the same server with the "
     "same directory: one that comes up without its backup disk is not it.",
-    "lanes": "A look at a directory does not wait behind a long file then. Servers that allow one channel get one.",
+    "lanes": "With three a look at a directory does not wait behind a long file. Others are opened while many files are written. "
+    "Servers that allow one channel get one.",
     "security": "The profile hardened takes encrypt-then-MAC and AEAD ciphers, no SHA-1 and no small RSA keys; compatible takes "
     "what older servers need, CBC and SHA-1 never; pq takes post-quantum key exchange only.",
     "StrictHostKeyChecking": "With accept-new the key of a host is trusted at its first connection only. The word no is "

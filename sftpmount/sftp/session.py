@@ -2,7 +2,8 @@
 
 A lane is one server process (OpenSSH starts an sftp-server for each channel): it answers in its own time, has its own
 2 MiB window and its own handles. Metadata has a lane of its own, so that a look at a directory does not queue behind
-megabytes of writes. Servers that allow one channel get one, and all lanes are that one.
+megabytes of writes. Where many files are written at once, further lanes are opened for them: a server's process does one thing
+at a time, and an fsync is long. Servers that allow one channel get one, and all lanes are that one.
 
 Rules:
 1. Requests are sent by the thread that needs them; replies are parsed where they arrive, in the thread that reads: the
@@ -24,7 +25,7 @@ import logging
 import threading
 import time
 from _thread import LockType, allocate_lock, get_ident
-from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Set, TypeVar
+from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Sequence, Set, TypeVar
 
 from .. import waiting
 from ..errors import (
@@ -48,6 +49,8 @@ DEFAULT_LIMITS = wire.Limits(34000, 32768, 32768, 0)
 # OpenSSH's 256 KiB packet less its own 1 KiB of headers; also what a limit of 0 ("none") is taken as.
 DATA_BYTES_MAX = 261120
 DATA_BYTES_MIN = 4096
+# So many requests before a lane for writes, and another one is opened.
+BUSY = 4
 # Requests that change nothing on the server.
 _LOOKS = frozenset(
     (
@@ -450,8 +453,11 @@ class Session:
         self._ended = threading.Event()
         self._lost_lock = allocate_lock()
         self.meta = Lane("metadata", self._lane_closed, clock)
-        self.read_lane = self.write_lane = self.meta
+        self.read_lane = self.meta
+        self._write_lanes: List[Lane] = []
         self._lanes = [self.meta]
+        self._lanes_max = lanes
+        self._opening = allocate_lock()  # held by who opens lanes
         threading.Thread(target=self._watch, name="sftp-liveness", daemon=True).start()
         try:
             self.meta.open(connection)
@@ -462,7 +468,18 @@ class Session:
             raise
         connection.be_lazy_when(lambda: not any(lane.is_awaited for lane in self._lanes))
         if lanes > 1:
-            threading.Thread(target=self._open_more, args=(lanes,), name="sftp-lanes", daemon=True).start()
+            self._open_soon("write", "read")
+
+    @property
+    def write_lane(self) -> Lane:
+        """The lane for the next file that is written: that with the least to do."""
+        lanes = self._write_lanes
+        if not lanes:
+            return self.meta
+        lane = min(lanes, key=lambda each: each.in_flight)
+        if lane.in_flight >= BUSY and len(self._lanes) < self._lanes_max:
+            self._open_soon(f"write {len(lanes) + 1}")
+        return lane
 
     @property
     def extensions(self) -> Dict[bytes, bytes]:
@@ -529,21 +546,29 @@ class Session:
             handles,
         )
 
-    def _open_more(self, lanes: int) -> None:
+    def _open_soon(self, *names: str) -> None:
+        """In a thread of its own, unless one is at it."""
+        if self._opening.acquire(False):
+            threading.Thread(target=self._open_more, args=(names,), name="sftp-lanes", daemon=True).start()
+
+    def _open_more(self, names: Sequence[str]) -> None:
         """Metadata has its lane already; then one for writes, and one for reads. What is refused is shared."""
-        for name in ("write", "read")[: lanes - 1]:
+        for name in names[: self._lanes_max - len(self._lanes)]:
             lane = Lane(name, self._lane_closed, self.clock)
             try:
                 lane.open(self.connection)
             except Exception as error:
                 if self.lost is None:
                     log.info("no further channel for a %s lane (%s); it shares the others", name, error)
-                return
+                return  # and nobody tries again: the lock is kept
             self._lanes.append(lane)
-            if name == "write":
-                self.write_lane = self.read_lane = lane
-            else:
+            if name == "read":
                 self.read_lane = lane
+            else:
+                self._write_lanes.append(lane)
+                if self.read_lane is self.meta:
+                    self.read_lane = lane
+        self._opening.release()
 
     def _lane_closed(self, lane: Lane, error: ConnectionLost) -> None:
         if lane in self._lanes:  # a lane that never came to be takes nothing with it

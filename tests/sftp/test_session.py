@@ -22,7 +22,7 @@ from sftpmount.errors import (
     StatusError,
 )
 from sftpmount.sftp import wire
-from sftpmount.sftp.session import DATA_BYTES_MAX, DEFAULT_LIMITS, Pending, Session
+from sftpmount.sftp.session import BUSY, DATA_BYTES_MAX, DEFAULT_LIMITS, Lane, Pending, Session
 from support.process import wait_until
 
 WAIT_S = 10.0
@@ -234,6 +234,50 @@ class TestLanes:
         assert lstat(session, b"/home").wait().attrs().mode
         hold.release()
         writing.wait().expect_ok()
+
+    def busy(self, server: FakeServer, session: Session, lane: Lane) -> Fault:
+        """The server's process of this lane has enough to do."""
+        hold = server.arm(Fault("hold", named("FSTAT")))
+        for _ in range(BUSY):
+            lane.request(wire.FSTAT, wire.string(b"none"))
+        assert hold.fired.wait(WAIT_S)
+        return hold
+
+    def test_further_ones_where_those_for_writes_are_busy(
+        self, server: FakeServer, make: Callable[..., Session]
+    ) -> None:
+        session = make(server, lanes=5)
+        wait_until(lambda: session.read_lane is not session.write_lane, WAIT_S, "the first three")
+        assert [session.write_lane for _ in range(9)] == [session.write_lane] * 9
+        found, holds = [session.write_lane], []
+        for count in (4, 5, 5):
+            holds.append(self.busy(server, session, found[-1]))
+            assert session.write_lane in found, "nobody waits for the next one"
+            wait_until(lambda: session.state()["lanes"] == count, WAIT_S, f"{count} lanes")  # noqa: B023
+            found.append(session.write_lane)
+        assert len(set(found)) == 3 and session.read_lane not in found and session.meta not in found
+        assert len(server.connections[0].channels) == 5
+        for hold in holds:
+            hold.release()
+        wait_until(lambda: not any(lane.in_flight for lane in found), WAIT_S, "the replies")
+        assert session.write_lane is found[0]
+
+    def test_what_is_refused_is_not_asked_for_again(
+        self,
+        make_server: Callable[..., FakeServer],
+        make: Callable[..., Session],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        caplog.set_level("INFO")
+        server = make_server(channels_max=3)
+        session = make(server, lanes=6)
+        wait_until(lambda: session.read_lane is not session.write_lane, WAIT_S, "the first three")
+        hold = self.busy(server, session, session.write_lane)
+        for _ in range(3):
+            assert session.write_lane in session._write_lanes
+            wait_until(lambda: "no further channel" in caplog.text, WAIT_S, "the refusal")
+        assert caplog.text.count("no further channel") == 1
+        hold.release()
 
     def test_the_end_of_one_lane_is_the_end_of_all(
         self, server: FakeServer, make: Callable[..., Session], lost: Recorder
