@@ -82,10 +82,7 @@ class Removals:
             row.last_s = self._clock()
 
     def send(self, path: bytes, node: Optional[Node], far_path: bytes) -> bool:
-        """Remove ``path`` without waiting; False where it is to be waited for. For who holds ``node.operation``.
-
-        Raises FsError as ``finish`` does.
-        """
+        """Remove ``path`` without waiting; False where it is to be waited for. Raises FsError as ``finish`` does."""
         directory = split(path)[0]
         self._tell(directory)
         session = self._remote.session_now()
@@ -95,11 +92,13 @@ class Removals:
             while sum(map(len, self._under_way.values())) >= IN_FLIGHT_MAX:
                 waiting.wait(self._changed)
             self._under_way.setdefault(directory, set()).add(path)
+        self._ns.removed(path)  # before any failure can say that it is there
         try:
             self._remote.unlink_soon(
-                session, far_path, lambda pending: self._answered(path, node, far_path, pending)
+                session, far_path, lambda pending: self._answered(path, far_path, pending)
             )
         except (ConnectionLost, FsError) as error:  # it was not sent
+            self._ns.distrust_path(path)
             self._ended(path)
             if isinstance(error, ConnectionLost):
                 return False
@@ -126,7 +125,14 @@ class Removals:
         below = b"/" if path == b"/" else path + b"/"
         beside = split(path)[0]
         with self._changed:
-            while any(each in (path, beside) or each.startswith(below) for each in self._under_way):
+            awaited = {
+                each
+                for directory, paths in self._under_way.items()
+                if directory in (path, beside) or directory.startswith(below)
+                for each in paths
+            }
+            # Not for those that come meanwhile: they have no end while somebody removes a large tree.
+            while any(each in self._under_way.get(split(each)[0], ()) for each in awaited):
                 waiting.wait(self._changed)
 
     def finish(self, directory: bytes) -> None:
@@ -162,19 +168,19 @@ class Removals:
 
     # -- the reply ----------------------------------------------------------------------------------------------------------
 
-    def _answered(self, path: bytes, node: Node, far_path: bytes, pending: Pending) -> None:
+    def _answered(self, path: bytes, far_path: bytes, pending: Pending) -> None:
         """In the thread that reads."""
         try:
             pending.expect_ok()
         except (StatusError, ConnectionLost):
             try:
-                self._again.submit(self._once_more, path, node, far_path)
+                self._again.submit(self._once_more, path, far_path)
             except RuntimeError:  # closed
                 self._ended(path, FsError(errno.EIO))
         else:
             self._ended(path)
 
-    def _once_more(self, path: bytes, node: Node, far_path: bytes) -> None:
+    def _once_more(self, path: bytes, far_path: bytes) -> None:
         """In a thread of our own: with all the patience of a removal that is waited for, and the right errno."""
         failure: Optional[FsError] = None
         try:
@@ -186,8 +192,7 @@ class Removals:
             failure = FsError(errno.EIO, str(error))
         if failure is not None:
             log.warning("%r could not be removed: %s", path, failure.strerror)
-            with node.operation:  # who sent it knows by now that the name is gone
-                self._ns.distrust_path(path)
+            self._ns.distrust_path(path)
         self._ended(path, failure, is_odd=True)
 
     def _ended(self, path: bytes, failure: Optional[FsError] = None, *, is_odd: bool = False) -> None:

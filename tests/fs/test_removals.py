@@ -17,6 +17,7 @@ from fs.test_filesystem import WAIT_S, Mount, get, names, refused
 from fs.test_interrupted import Program
 from fs.test_owed import owe
 from sftp.fake_server import FakeServer, Fault, named
+from sftpmount.errors import FsError
 from sftpmount.fs import removals
 from sftpmount.fs.filesystem import Filesystem
 from sftpmount.fs.removals import IN_FLIGHT_MAX, ROW, ROW_S
@@ -198,6 +199,20 @@ THEN: Dict[str, Callable[[Filesystem], object]] = {
 
 
 class TestBehind:
+    def test_not_behind_those_that_come_later(self, server: FakeServer, fs: Filesystem, later: Later) -> None:
+        """rm -r of a large tree has no end for a long time."""
+        begin(fs)
+        first, second = (held(server) for _ in range(2))
+        fs.unlink(FILES[ROW])
+        assert first.fired.wait(WAIT_S)
+        draining = later(fs.drain)
+        waits(fs)
+        fs.unlink(FILES[ROW + 1])
+        first.release()
+        assert draining.result(WAIT_S) == []
+        assert fs._removals.paths() == [FILES[ROW + 1]]
+        second.release()
+
     @pytest.mark.parametrize("name", THEN)
     def test_it_is_asked_for_when_the_file_is_gone(
         self, server: FakeServer, fs: Filesystem, later: Later, name: str
@@ -279,22 +294,42 @@ class TestRefused:
         remove(fs, FILES[ROW:])
         assert left(server) == [] and fs.drain() == []
 
-    def test_before_its_sender_knows_that_it_was_sent(
+    def test_while_the_file_is_held_by_who_waits(
+        self, server: FakeServer, fs: Filesystem, later: Later
+    ) -> None:
+        """An operation that came to the file before it was removed."""
+        begin(fs)
+        node = fs._ns.get(FILES[ROW])
+        assert node is not None
+        goes_on = threading.Event()
+        refusal = Fault(
+            "status", named("REMOVE"), times=2, code=PERMISSION_DENIED, then=lambda: goes_on.wait(WAIT_S)
+        )
+        server.arm(refusal)
+        fs.unlink(FILES[ROW])
+
+        def hold() -> None:
+            with node.operation:
+                fs._far_path(FILES[ROW])
+
+        holding = later(hold)
+        waits(fs)
+        goes_on.set()
+        holding.result(WAIT_S)
+        assert refused(lambda: fs.fsyncdir(b"/d")) == errno.EACCES
+
+    def test_it_could_not_be_sent(
         self, server: FakeServer, fs: Filesystem, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         begin(fs)
-        server.arm(Fault("status", named("REMOVE"), times=2, code=PERMISSION_DENIED))
-        removed, has_failed = fs._ns.removed, threading.Event()
-        monkeypatch.setattr(removals.log, "warning", lambda *args: has_failed.set())
 
-        def late(path: bytes) -> None:
-            assert has_failed.wait(WAIT_S)
-            removed(path)
+        def interrupted(*_: object) -> None:
+            raise FsError(errno.EINTR)
 
-        monkeypatch.setattr(fs._ns, "removed", late)
-        fs.unlink(FILES[ROW])
-        settled(fs)
-        assert stat.S_ISREG(fs.getattr(FILES[ROW]).mode)
+        with monkeypatch.context() as patch:
+            patch.setattr(fs._remote, "unlink_soon", interrupted)
+            assert refused(lambda: fs.unlink(FILES[ROW])) == errno.EINTR
+        assert stat.S_ISREG(fs.getattr(FILES[ROW]).mode) and fs.drain() == []
 
 
 class TestGone:
