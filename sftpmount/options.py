@@ -121,7 +121,7 @@ GROUPS: Tuple[Tuple[str, Tuple[Option, ...]], ...] = (
         Option("ServerAliveCountMax", to.number(1, 1000), "server_alive_count_max", "N", "then reconnect (3)"),
         Option("retry_timeout", to.seconds(0, hard=None), "retry_timeout_s", "S|hard",
                "how long programs wait through an outage (300)"),
-        Option("lanes", to.number(1, 16), "lanes", "N", "SFTP channels on the one connection, at most (6)"),
+        Option("lanes", to.number(1, 16), "lanes", "N", "SFTP channels on the connection, at most (6)"),
     )),
     ("Trust and login", (
         Option("security", to.choice("hardened", "compatible", "pq"), "ssh.security", "hardened|compatible|pq",

@@ -10,7 +10,7 @@ function __sftpmount_options
         ServerAliveInterval= 'ask a silent server for a sign of life (15)' \
         ServerAliveCountMax= 'then reconnect (3)' \
         retry_timeout= 'how long programs wait through an outage (300)' \
-        lanes= 'SFTP channels on the one connection, at most (6)' \
+        lanes= 'SFTP channels on the connection, at most (6)' \
         security= 'algorithms (hardened by default)' \
         StrictHostKeyChecking= 'or trust new hosts (yes)' \
         UserKnownHostsFile= 'in place of ~/.ssh/known_hosts' \

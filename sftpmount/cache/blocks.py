@@ -18,8 +18,9 @@ A server without fsync@openssh.com takes them from IN_FLIGHT to CLEAN. Invariant
 
 from __future__ import annotations
 
+import collections
 import threading
-from typing import Any, Dict, Iterable, List, Optional, Protocol, Set, Tuple, Union
+from typing import Any, Counter, Dict, Iterable, List, Optional, Protocol, Set, Tuple, Union
 
 import cachetools
 
@@ -161,6 +162,7 @@ class FileCache:
         self.buffers: Dict[int, Buffer] = {}
         self.buffer_bytes = 0
         self.requests_in_flight = 0
+        self.lanes: Counter[Any] = collections.Counter()  # those that they have gone to, or are about to
         self.discards = 0  # how often unsafe bytes were given up
         self.commits: List[Commit] = []  # what each fsync on its way will make clean
         self.failure: Optional[StatusError] = None  # why the server refused bytes that are dirty still
@@ -301,9 +303,9 @@ class FileCache:
         self.leaving.remove(start, end)
         self.request_ended.notify_all()
 
-    def acknowledged(self, start: int, end: int, *, durable: bool) -> None:
+    def acknowledged(self, start: int, end: int, lane: Any = None, *, durable: bool) -> None:
         """A WRITE ended well. ``durable``: there is no fsync to wait for, the bytes are as safe as this server makes them."""
-        self.requests_in_flight -= 1
+        self._came(lane)
         self.in_flight.remove(start, end)
         for kept in self.valid.within(start, end):  # what was discarded or cut off meanwhile concerns nobody
             for low, high in self.dirty.gaps(*kept):
@@ -311,6 +313,13 @@ class FileCache:
         if durable:
             self.committed(Extents([(start, end)]))
         self.request_ended.notify_all()
+
+    def _came(self, lane: Any) -> None:
+        self.requests_in_flight -= 1
+        if lane is not None:
+            self.lanes[lane] -= 1
+            if not self.lanes[lane]:
+                del self.lanes[lane]  # it may be a session's that has ended
 
     def refused(self, failure: StatusError) -> None:
         """The server refused bytes of this file: sticky until they are stored, and told to every handle open now.
@@ -322,9 +331,9 @@ class FileCache:
             for handle in self.handles:
                 handle.owed = failure
 
-    def failed(self, start: int, end: int) -> None:
+    def failed(self, start: int, end: int, lane: Any = None) -> None:
         """A WRITE ended badly or has no known end: its bytes are dirty again (those written again meanwhile still are)."""
-        self.requests_in_flight -= 1
+        self._came(lane)
         self.in_flight.remove(start, end)
         for kept in self.valid.within(start, end):
             self.dirty.add(*kept)

@@ -21,13 +21,14 @@ import logging
 import os
 import threading
 import time
+from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from .. import waiting
-from ..errors import FX_FAILURE, ConnectionLost, FsError, StatusError
+from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import FSYNC, Remote
 from ..sftp.remote_file import RemoteFile
-from ..sftp.session import Pending, Session
+from ..sftp.session import Lane, Pending, Session
 from ..sftp.wire import Attrs
 from .blocks import BLOCK_BYTES, Commit, FileCache, Teller
 from .extents import Extents
@@ -124,13 +125,8 @@ class WriteBack:
                 ):  # it is taken in: told otherwise, a program that goes on would write it twice
                     raise
 
-    def try_write(
-        self, file: FileCache, handle: Teller, offset: int, data: bytes, answer: Callable[[], None]
-    ) -> bool:
-        """``write`` where it waits for nothing, sends nothing and cannot fail; else False, and nothing was done.
-
-        ``answer`` is called as soon as that is known, and whoever looks at the file then waits until ``data`` is in it.
-        """
+    def try_write(self, file: FileCache, handle: Teller, offset: int, data: bytes) -> bool:
+        """``write`` where it waits for nothing, sends nothing and cannot fail; else False, and nothing was done."""
         session = self._remote.session_now()
         if session is None or handle.owed is not None or not file.lock.acquire(blocking=False):
             return False
@@ -141,15 +137,9 @@ class WriteBack:
                 return False
             if self.held_bytes + 2 * BLOCK_BYTES > self._bytes_max:
                 return False
-            answer()
-            try:
-                file.store(offset, data)
-                file.touched_s = self._clock()
-                self.account(file)
-            except BaseException as error:
-                for each in file.handles:
-                    each.owed = StatusError(FX_FAILURE, str(error))
-                raise
+            file.store(offset, data)
+            file.touched_s = self._clock()
+            self.account(file)
         finally:
             file.lock.release()
         return True
@@ -212,7 +202,13 @@ class WriteBack:
         except (ConnectionLost, FsError) as error:
             log.debug("write-back interrupted: %s", error)
 
-    def _send(self, session: Session, file: FileCache, around: Optional[int] = None) -> None:
+    def _send(
+        self,
+        session: Session,
+        file: FileCache,
+        around: Optional[int] = None,
+        through: Optional[RemoteFile] = None,
+    ) -> None:
         """Send every dirty byte, waiting for the window; with ``around`` full requests there, while the window has room."""
         bytes_max = _request_bytes(session)
         durable = FSYNC not in session.extensions
@@ -227,18 +223,18 @@ class WriteBack:
                 taken = file.take_request(bytes_max, around=around)
                 if taken is None:
                     return
-                writer: RemoteFile = file.writers[0].borrow()  # its release may come at any time
+                writer: RemoteFile = (through or file.writers[0]).borrow()  # its release may come at any time
             start, parts = taken
             end = start + sum(map(len, parts))
 
-            def done(pending: Pending, start: int = start, end: int = end) -> None:
-                self._write_done(session, file, start, end, pending, durable)
-
+            lane: Optional[Lane] = None
             try:
+                lane = self._behind_other_lanes(session, file, writer)
+                done = partial(self._write_done, session, file, lane, start, end, durable)
                 self._remote.write_soon(writer, session, start, parts, done)
             except BaseException as error:
                 with file.lock:
-                    file.failed(start, end)
+                    file.failed(start, end, lane)
                     if isinstance(error, FsError) and error.errno not in NOT_THE_FILES_FAULT:
                         file.refused(StatusError(4, str(error.strerror)))
                 raise
@@ -247,8 +243,32 @@ class WriteBack:
                 with file.lock:
                     file.left(start, end)
 
+    def _behind_other_lanes(self, session: Session, file: FileCache, writer: RemoteFile) -> Lane:
+        """Before a WRITE leaves through ``writer``: its lane, which it counts on; what is on its way by others is answered.
+
+        A server keeps the order of one lane only, and the handles of one file may be on several.
+        """
+        lane, _ = writer.attach(session)
+        with file.lock:
+            self._await_other_lanes(file, lane)
+            file.lanes[lane] += 1
+        return lane
+
+    @staticmethod
+    def _await_other_lanes(file: FileCache, lane: Lane) -> None:
+        """For who holds ``file.lock``."""
+        while any(count and each is not lane for each, count in file.lanes.items()):
+            waiting.wait(file.request_ended)
+
     def _write_done(
-        self, session: Session, file: FileCache, start: int, end: int, pending: Pending, durable: bool
+        self,
+        session: Session,
+        file: FileCache,
+        lane: Lane,
+        start: int,
+        end: int,
+        durable: bool,
+        pending: Pending,
     ) -> None:
         """In the thread that reads. An acknowledgement that arrives with the loss of its session is none."""
         try:
@@ -259,31 +279,37 @@ class WriteBack:
         except ConnectionLost:
             status = None
             with file.lock:
-                file.failed(start, end)
+                file.failed(start, end, lane)
             return
         with file.lock:
             if status is not None or session.lost is not None:
-                file.failed(start, end)
+                file.failed(start, end, lane)
                 if status is not None:
                     file.refused(status)
             else:
-                file.acknowledged(start, end, durable=durable)
+                file.acknowledged(start, end, lane, durable=durable)
                 self.acknowledged_bytes += end - start
                 if durable:
                     self.account(file)
 
-    def _send_commit(self, session: Session, file: FileCache) -> Optional[_Fsync]:
+    def _send_commit(
+        self, session: Session, file: FileCache, through: Optional[RemoteFile] = None
+    ) -> Optional[_Fsync]:
         """Send FSYNC behind what was sent; its reply commits what it covers."""
         with file.lock:
             if not file.writers or not (file.written or file.in_flight or file.cut_to is not None):
                 return None
-            writer: RemoteFile = file.writers[0].borrow()
-            commit = _Fsync(self, session, file, file.begin_commit())
+            writer: RemoteFile = (through or file.writers[0]).borrow()
         try:
-            self._remote.fsync_soon(writer, session, commit.done)
-        except BaseException:
-            commit.end(ok=False)
-            raise
+            lane, _ = writer.attach(session)
+            with file.lock:
+                self._await_other_lanes(file, lane)
+                commit = _Fsync(self, session, file, file.begin_commit())
+            try:
+                self._remote.fsync_soon(writer, session, commit.done)
+            except BaseException:
+                commit.end(ok=False)
+                raise
         finally:
             writer.give_back()
         return commit
@@ -366,13 +392,13 @@ class WriteBack:
         try:
             if is_small:
                 with self._remote.together(writer, session):
-                    self._send(session, file)
+                    self._send(session, file, through=writer)
                     with file.lock:
                         is_behind = not any(file.leaving.overlaps(*span) for span in target)
                     if is_behind:
                         return self._ask(session, file, writer, with_fsync)
             else:
-                self._send(session, file)
+                self._send(session, file, through=writer)
             with file.lock:
                 # What another thread has taken must leave before the questions that are to cover it.
                 while any(file.leaving.overlaps(*span) for span in target):
@@ -386,12 +412,14 @@ class WriteBack:
         self, session: Session, file: FileCache, writer: RemoteFile, with_fsync: bool
     ) -> Optional[Tuple[int, Optional[_Fsync], Pending]]:
         """FSYNC, where wanted, and FSTAT; before them how much was sent, -1 where more may come behind."""
+        lane, _ = writer.attach(session)
         with file.lock:
             if not file.writers:
                 return None
+            self._await_other_lanes(file, lane)
             # What has not left may come behind the question, and be acknowledged before the answer is looked at.
             sends = -1 if file.leaving or file.recut else file.sends
-        committing = self._send_commit(session, file) if with_fsync else None
+        committing = self._send_commit(session, file, writer) if with_fsync else None
         return sends, committing, self._remote.fstat_soon(writer, session)
 
     def _cut_again(self, session: Session, file: FileCache) -> None:

@@ -352,9 +352,9 @@ class Files:
         handle.file.mtime = int(self._wall())
         return len(data)
 
-    def try_write(self, handle: Handle, data: bytes, offset: int, answer: Callable[[], None]) -> bool:
-        """``write`` where that takes no more than memory; else False. ``answer`` is called when it is sure to be taken in."""
-        if not self._writeback.try_write(handle.file, handle, offset, data, answer):
+    def try_write(self, handle: Handle, data: bytes, offset: int) -> bool:
+        """``write`` where that takes no more than memory; else False."""
+        if not self._writeback.try_write(handle.file, handle, offset, data):
             return False
         handle.file.mtime = int(self._wall())
         return True

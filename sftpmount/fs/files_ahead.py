@@ -186,8 +186,8 @@ class FilesAhead:
 
     def _fetch(self, paths: List[bytes]) -> None:
         """In a thread of our own. What fails is nobody's error yet: whoever opens the file asks for it."""
+        session = self._remote.session_now()
         try:
-            session = self._remote.session_now()
             nodes = [(path, node) for path, node in zip(paths, map(self._wanted, paths)) if node is not None]
             if session is None or not nodes:
                 return
@@ -200,8 +200,11 @@ class FilesAhead:
                     attrs, data = brought
                     if self._ns.told(path, attrs, mark) is node:
                         self._files.keep(node, attrs, data, asked_s)
-        except (FsError, ConnectionLost):
+        except FsError:
             pass
+        except ConnectionLost as error:  # or a reply that makes no sense: its handles may be open still
+            assert session is not None
+            session.abort(error)
         finally:
             with self._lock:
                 for path in paths:

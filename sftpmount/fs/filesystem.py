@@ -225,7 +225,7 @@ class Filesystem:
 
     def _far_path(self, path: bytes) -> bytes:
         """The server's path, for a question or a change: what is being removed there is gone when this returns."""
-        self._removals.settle(path)
+        self._removals.asked(path)
         return self._place(path)
 
     def _place(self, path: bytes) -> bytes:
@@ -333,7 +333,7 @@ class Filesystem:
     def statfs(self) -> wire.StatVfs:
         """Space and inodes of the remote directory's file system; ENOSYS where the server cannot tell."""
         try:
-            disk = self._remote.statvfs(self._root)
+            disk = self._remote.statvfs(self._far_path(b"/"))
         except FsError as error:
             raise FsError(
                 errno.ENOSYS if error.errno == errno.ENOTSUP else error.errno or errno.EIO
@@ -368,11 +368,14 @@ class Filesystem:
         node = self._ns.get(path)
         with _operating(node), held_still([node] if node is not None else []):
             with self._mounted.changing(path):
-                if not self._removals.send(path, node, self._place(path)):
-                    self._removals.finish(split(path)[0])
-                    self._fresh_on_error(path, lambda: self._remote.unlink(self._far_path(path)))
+                # What libfuse itself removes has no program to be told of others' failures, or of an early answer.
+                is_libfuses = is_libfuse_name(path)
+                if is_libfuses or not self._removals.send(path, node, self._place(path)):
+                    if not is_libfuses:
+                        self._removals.finish(split(path)[0])
+                    self._fresh_on_error(path, lambda: self._remote.unlink(self._place(path)))
                     self._removals.confirmed(path)
-            self._ns.removed(path)
+                    self._ns.removed(path)
             if node is not None:
                 self._rename_open(node)
         if node is not None:
@@ -389,6 +392,7 @@ class Filesystem:
         with _operating(self._ns.get(path)):
             with self._mounted.changing(path):
                 self._removals.finish(path)
+                self._removals.finish_elsewhere(path)
                 self._fresh_on_error(path, lambda: self._remote.rmdir(self._far_path(path)))
             self._ns.removed(path)
 
@@ -398,6 +402,7 @@ class Filesystem:
             self._look_up(old)
             return
         moving = self._ns.get(old)
+        self._removals.finish_elsewhere()
         self._owed.pay(self._directory_of(old), self._directory_of(new))
         if is_libfuse_name(new) and moving is not None and not moving.is_dir:
             # One Ctrl-C between the steps, and the name would be gone that was only to be replaced.
@@ -460,7 +465,7 @@ class Filesystem:
         file: Optional[FileCache] = node.file
         if file is not None:
             path = self._ns.path_of(node)
-            far = self._removed.place(node) if path is None else self._far_path(path)
+            far = self._removed.place(node) if path is None else self._place(path)
             with file.lock:
                 for handle in file.handles:
                     handle.remote.path = far

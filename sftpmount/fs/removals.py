@@ -6,7 +6,8 @@ directory are sent, at most ``IN_FLIGHT_MAX`` at once, and answered. That can on
 
 1. Only for a name that a fresh listing shows, with one link, closed and clean, in a directory that is not sticky: there the
    server's answer to one file is its answer to the next. The last name of a directory is waited for.
-2. Whoever asks the server for anything in that directory, or changes it or a directory above, waits first (``settle``).
+2. Whoever asks the server for anything in that directory, or changes it or a directory above, waits first, and ends the row
+   (``asked``). So does who takes away a name elsewhere: programs remove what refers to a thing before the thing.
 3. What was refused, or lost with its connection, is tried again as any removal is. If it fails for good, the name is there
    again; the next removal in that directory, or its rmdir, tells; if none comes, the log, status and the unmount.
    A file that is gone already, whoever removed it, is no failure, but the end of the row.
@@ -63,6 +64,7 @@ class Removals:
         self._under_way: Dict[bytes, Set[bytes]] = {}  # directory -> the paths in it
         self._failed: Dict[bytes, Dict[bytes, FsError]] = {}  # directory -> path -> what nobody was told yet
         self._again = ThreadPoolExecutor(1, "removals")
+        self._vain_s = float("-inf")  # when one was last waited for in vain
 
     def close(self) -> None:
         """Try nothing again."""
@@ -84,6 +86,7 @@ class Removals:
     def send(self, path: bytes, node: Optional[Node], far_path: bytes) -> bool:
         """Remove ``path`` without waiting; False where it is to be waited for. Raises FsError as ``finish`` does."""
         directory = split(path)[0]
+        self.finish_elsewhere(directory)
         self._tell(directory)
         session = self._remote.session_now()
         if session is None or node is None or not self._is_next(directory, path, node):
@@ -115,29 +118,44 @@ class Removals:
         is_held = bool(node.pins) or node.owed is not None or (file is not None and file.unsafe)
         return not node.is_dir and not node.aliased and not is_held and self._ns.is_one_of_many(path)
 
-    def settle(self, path: bytes) -> None:
-        """Wait for those beside, in and below ``path``, which the server is to be asked about, or to change.
+    def asked(self, path: bytes) -> None:
+        """The server is to be asked about ``path``, or to change it: wait for those beside, in and below it.
 
         Raises FsError (EINTR).
         """
-        if not self._under_way:
-            return
-        below = b"/" if path == b"/" else path + b"/"
         beside = split(path)[0]
+        if self._rows:
+            with self._changed:
+                self._rows.pop(path, None)
+                self._rows.pop(beside, None)
+        if self._under_way:
+            below = b"/" if path == b"/" else path + b"/"
+            self._settle(lambda each: each in (path, beside) or each.startswith(below))
+
+    def _settle(self, concerns: Callable[[bytes], bool]) -> Set[bytes]:
+        """Wait for those under way in such directories, and return their paths. Raises FsError (EINTR)."""
         with self._changed:
             awaited = {
-                each
-                for directory, paths in self._under_way.items()
-                if directory in (path, beside) or directory.startswith(below)
-                for each in paths
+                path for directory, paths in self._under_way.items() if concerns(directory) for path in paths
             }
             # Not for those that come meanwhile: they have no end while somebody removes a large tree.
-            while any(each in self._under_way.get(split(each)[0], ()) for each in awaited):
+            while any(path in self._under_way.get(split(path)[0], ()) for path in awaited):
                 waiting.wait(self._changed)
+        return awaited
+
+    def finish_elsewhere(self, directory: Optional[bytes] = None) -> None:
+        """Wait for those in other directories; raises the FsError of one that failed, which is told there all the same."""
+        if not self._under_way:
+            return
+        for path in self._settle(lambda each: each != directory):
+            error = self._failed.get(split(path)[0], {}).get(path)
+            if error is not None:
+                raise error
 
     def finish(self, directory: bytes) -> None:
-        """``settle``, and raise, once, the FsError of one in this directory that failed."""
-        self.settle(directory)
+        """Wait for those in this directory; raises, once, the FsError of one that failed."""
+        if self._under_way:
+            self._settle(lambda each: each == directory)
         self._tell(directory)
 
     def _tell(self, directory: bytes) -> None:
@@ -149,7 +167,7 @@ class Removals:
 
     def drain(self) -> List[str]:
         """Wait for all. Returns "path: reason" for what is still there though its removal was answered, and nobody was told."""
-        self.settle(b"/")
+        self._settle(lambda each: True)
         return self.untold()
 
     def untold(self) -> List[str]:
@@ -174,19 +192,23 @@ class Removals:
             pending.expect_ok()
         except (StatusError, ConnectionLost):
             try:
-                self._again.submit(self._once_more, path, far_path)
+                self._again.submit(self._once_more, path, far_path, self._clock())
             except RuntimeError:  # closed
                 self._ended(path, FsError(errno.EIO))
         else:
             self._ended(path)
 
-    def _once_more(self, path: bytes, far_path: bytes) -> None:
+    def _once_more(self, path: bytes, far_path: bytes, since_s: float) -> None:
         """In a thread of our own: with all the patience of a removal that is waited for, and the right errno."""
         failure: Optional[FsError] = None
         try:
+            if since_s <= self._vain_s and not self._remote.connected:
+                raise FsError(errno.ETIMEDOUT, "the server cannot be reached")  # it has had its time
             self._remote.unlink(far_path)
         except FsError as error:
             failure = error if error.errno != errno.ENOENT else None
+            if error.errno == errno.ETIMEDOUT:
+                self._vain_s = self._clock()
         except Exception as error:
             log.exception("removing %r failed in a way that is not foreseen", path)
             failure = FsError(errno.EIO, str(error))

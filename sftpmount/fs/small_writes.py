@@ -1,9 +1,8 @@
-"""Small writes that only go to memory: answered before they are taken in, and without libfuse.
+"""Small writes that only go to memory: taken in and answered without libfuse.
 
-tar writes 10 KiB at a time, others 4: a program that waits for each of them waits mostly for libfuse, for ctypes, and for what
-has to be noted of the bytes. So a WRITE (include/uapi/linux/fuse.h) that needs no more than memory is read from the kernel's
-buffer here, and its program goes on while the bytes are noted. All others are libfuse's: what may wait, fail or send, appends,
-hard links, more than one block.
+tar writes 10 KiB at a time, others 4: a program that waits for each of them waits mostly for libfuse and for ctypes. So a WRITE
+(include/uapi/linux/fuse.h) that needs no more than memory is read from the kernel's buffer, and answered, here. All others
+are libfuse's: what may wait, fail or send, appends, hard links, more than one block.
 """
 
 from __future__ import annotations
@@ -35,10 +34,7 @@ class SmallWrites:
     """
 
     def __init__(
-        self,
-        device: int,
-        handles: Dict[int, Any],
-        take: Callable[[Handle, bytes, int, Callable[[], None]], bool],
+        self, device: int, handles: Dict[int, Any], take: Callable[[Handle, bytes, int], bool]
     ) -> None:
         self._device = device
         self._handles = handles
@@ -58,25 +54,14 @@ class SmallWrites:
             or length != _DATA_AT + size
         ):
             return False
-        answered = False
-
-        def answer() -> None:
-            nonlocal answered
-            answered = True
-            self._answer(number, size)
-
         try:
-            return self._take(handle, buffer[_DATA_AT:length], offset, answer)
-        except Exception:
-            log.exception("a write failed in a way that is not foreseen")
-            return answered
-
-    def _answer(self, number: int, size: int) -> None:
-        try:
+            if not self._take(handle, buffer[_DATA_AT:length], offset):
+                return False
             os.write(self._device, _REPLY.pack(_REPLY.size, 0, number, size))
         except OSError as error:
-            if error.errno not in (
-                errno.ENOENT,
-                errno.ENODEV,
-            ):  # nobody waits for it any more; the mount has ended
-                raise
+            # Nobody waits for it any more, or the mount has ended; else libfuse is to answer, which takes it in again.
+            return error.errno in (errno.ENOENT, errno.ENODEV)
+        except Exception:
+            log.exception("a write failed in a way that is not foreseen")
+            return False
+        return True

@@ -414,11 +414,11 @@ class Lane:
         if not self._version_known:
             self._version_known = True
             self._version.complete(0, b"", lost)
-        while self._pending:
+        while self._pending:  # in the order in which they were sent
             try:
-                _, pending = self._pending.popitem()
-            except KeyError:
-                break
+                pending = self._pending.pop(next(iter(self._pending)))
+            except (KeyError, StopIteration, RuntimeError):  # another thread takes from it, or adds to it
+                continue
             pending.complete(0, b"", lost)
 
 
@@ -549,7 +549,13 @@ class Session:
     def _open_soon(self, *names: str) -> None:
         """In a thread of its own, unless one is at it."""
         if self._opening.acquire(False):
-            threading.Thread(target=self._open_more, args=(names,), name="sftp-lanes", daemon=True).start()
+            try:
+                threading.Thread(
+                    target=self._open_more, args=(names,), name="sftp-lanes", daemon=True
+                ).start()
+            except RuntimeError as error:  # no more threads
+                log.info("no further lane: %s", error)
+                self._opening.release()
 
     def _open_more(self, names: Sequence[str]) -> None:
         """Metadata has its lane already; then one for writes, and one for reads. What is refused is shared."""

@@ -14,6 +14,7 @@ import socket
 import threading
 from _thread import LockType
 from dataclasses import asdict
+from time import monotonic
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 import paramiko
@@ -161,7 +162,8 @@ class Channel:
         try:
             self._await(lambda: self._peer >= 0)
         except ChannelRefused:
-            transport.remove_channel(self._number)
+            if self._refused is not None:  # else it may be opened yet, and is left alone
+                transport.remove_channel(self._number)
             raise
         try:
             transport.send_payload(_message(_CHANNEL_REQUEST, self._peer, "subsystem", True, subsystem))
@@ -181,6 +183,10 @@ class Channel:
                 return
             if answered:
                 raise ConnectionLost(str(self._ended))
+        if monotonic() - self._transport.packetizer.last_heard_s < _CHANNEL_TIMEOUT_S:
+            raise ChannelRefused(
+                f"not opened within {_CHANNEL_TIMEOUT_S:g} s"
+            )  # the line may be full of other things
         self._transport.packetizer.close()  # a server that is mute for so long is gone
         raise ConnectionLost(f"the server did not open a channel within {_CHANNEL_TIMEOUT_S:g} s")
 

@@ -303,6 +303,16 @@ class TestFails:
         assert fault.fired.is_set()
         assert all(times_asked(server, path) == 1 for path in files if path != failing)
 
+    def test_a_reply_that_makes_no_sense_leaves_nothing_open(
+        self, server: FakeServer, fs: Filesystem, files: List[bytes]
+    ) -> None:
+        fs.readdir(b"/d")
+        connection = server.connections[-1]
+        server.arm(Fault("wrong type", lambda r: r.name == "LSTAT" and r.path == b"/home" + files[3]))
+        fs._files_ahead._fetch(files[:6])
+        assert not connection.is_alive
+        assert all(is_right(fs, path) for path in files)
+
     @pytest.mark.parametrize("body", [string(b"short"), string(b"x" * 4000)])
     def test_a_read_of_another_length(
         self, server: FakeServer, fs: Filesystem, files: List[bytes], body: bytes

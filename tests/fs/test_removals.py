@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -15,8 +16,9 @@ import pytest
 from fs.conftest import Clock
 from fs.test_filesystem import WAIT_S, Mount, get, names, refused
 from fs.test_interrupted import Program
+from fs.test_listings import quiet
 from fs.test_owed import owe
-from sftp.fake_server import FakeServer, Fault, named
+from sftp.fake_server import FakeServer, Fault, Request, named
 from sftpmount.errors import FsError
 from sftpmount.fs import removals
 from sftpmount.fs.filesystem import Filesystem
@@ -39,6 +41,7 @@ def directory(server: FakeServer, fs: Filesystem) -> None:
     server.make(b"/home/e/f", b"")
     fs.readdir(b"/")
     fs.readdir(b"/d")
+    quiet(fs)
 
 
 @pytest.fixture
@@ -61,6 +64,10 @@ def begin(fs: Filesystem) -> None:
 def held(server: FakeServer, act: str = "hold") -> Fault:
     """The next removal's reply, or the removal itself (``hold before``), comes when the test says so."""
     return server.arm(Fault(act, named("REMOVE")))
+
+
+def of(path: bytes) -> Callable[[Request], bool]:
+    return lambda request: request.name == "REMOVE" and request.path == b"/home" + path
 
 
 def settled(fs: Filesystem) -> None:
@@ -125,6 +132,27 @@ class TestInARow:
         assert len(fs._removals.paths()) == 3
         fault.release()
         one_more.result(WAIT_S)
+
+
+BETWEEN: Dict[str, Callable[[Filesystem], object]] = {
+    "create": lambda fs: fs.release(fs.create(b"/d/new", os.O_WRONLY | os.O_EXCL, 0o644)),
+    "look": lambda fs: (
+        fs._ns.distrust_path(b"/d/new"),
+        refused(lambda: fs.getattr(b"/d/new")),
+        fs.readdir(b"/d"),
+    ),
+    "list": lambda fs: fs.readdir(b"/d"),
+    "rename": lambda fs: (fs.rename(FILES[-1], b"/d/new"), fs.readdir(b"/d")),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_a_row_has_nothing_else_in_it(server: FakeServer, fs: Filesystem, name: str) -> None:
+    """Who makes a file in the place of each old one waits for each removal, and finds the space free."""
+    begin(fs)
+    BETWEEN[name](fs)
+    server.arm(Fault("status", named("REMOVE"), code=PERMISSION_DENIED))
+    assert refused(lambda: fs.unlink(FILES[ROW])) == errno.EACCES
 
 
 class TestWaitedFor:
@@ -193,6 +221,7 @@ THEN: Dict[str, Callable[[Filesystem], object]] = {
         fs._ns.distrust_path(b"/d/new"),
         refused(lambda: fs.getattr(b"/d/new")),
     ),
+    "ask for the space": lambda fs: fs.statfs(),
     "fsync of the directory": lambda fs: fs.fsyncdir(b"/d"),
     "drain": lambda fs: fs.drain(),
 }
@@ -331,6 +360,81 @@ class TestRefused:
             assert refused(lambda: fs.unlink(FILES[ROW])) == errno.EINTR
         assert stat.S_ISREG(fs.getattr(FILES[ROW]).mode) and fs.drain() == []
 
+    def test_while_its_sender_is_late(
+        self, server: FakeServer, fs: Filesystem, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begin(fs)
+        server.arm(Fault("status", named("REMOVE"), times=2, code=PERMISSION_DENIED))
+        send = fs._removals.send
+
+        def late(*arguments: Any) -> bool:
+            is_sent = send(*arguments)
+            settled(fs)
+            return is_sent
+
+        monkeypatch.setattr(fs._removals, "send", late)
+        fs.unlink(FILES[ROW])
+        assert stat.S_ISREG(fs.getattr(FILES[ROW]).mode)
+
+    def test_libfuse_is_not_told(self, server: FakeServer, fs: Filesystem) -> None:
+        """It removes what it has hidden, and nobody hears how that ends."""
+        handle = fs.open(FILES[-1], os.O_RDONLY)
+        fs.rename(FILES[-1], b"/d/.fuse_hidden0001")
+        fs.readdir(b"/d")
+        begin(fs)
+        server.arm(Fault("status", of(FILES[ROW]), times=2, code=PERMISSION_DENIED))
+        fs.unlink(FILES[ROW])
+        settled(fs)
+        fs.release(handle)
+        with contextlib.suppress(FsError):
+            fs.unlink(b"/d/.fuse_hidden0001")
+        assert refused(lambda: fs.rmdir(b"/d")) == errno.EACCES
+
+
+ELSEWHERE: Dict[str, Callable[[Filesystem], object]] = {
+    "unlink": lambda fs: fs.unlink(b"/e/f"),
+    "rmdir": lambda fs: fs.rmdir(b"/empty"),
+    "rename": lambda fs: fs.rename(b"/e/f", b"/g"),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+class TestElsewhere:
+    """Programs take away what refers to a thing, and then the thing."""
+
+    @pytest.fixture(autouse=True)
+    def empty(self, fs: Filesystem) -> None:
+        fs.mkdir(b"/empty", 0o755)
+        begin(fs)
+
+    def test_it_comes_behind(self, server: FakeServer, fs: Filesystem, later: Later, name: str) -> None:
+        fault = held(server, "hold before")
+        fs.unlink(FILES[ROW])
+        assert fault.fired.wait(WAIT_S)
+        before = len(server.log)
+        then = later(lambda: ELSEWHERE[name](fs))
+        waits(fs)
+        assert len(server.log) == before
+        fault.release()
+        then.result(WAIT_S)
+
+    def test_it_is_not_done_where_that_failed(
+        self, server: FakeServer, fs: Filesystem, later: Later, name: str
+    ) -> None:
+        goes_on = threading.Event()
+        refusal = Fault(
+            "status", of(FILES[ROW]), times=2, code=PERMISSION_DENIED, then=lambda: goes_on.wait(WAIT_S)
+        )
+        server.arm(refusal)
+        fs.unlink(FILES[ROW])
+        then = later(lambda: refused(lambda: ELSEWHERE[name](fs)))
+        waits(fs)
+        goes_on.set()
+        assert then.result(WAIT_S) == errno.EACCES
+        assert server.has(b"/home/e/f") and server.has(b"/home/empty")
+        assert refused(lambda: fs.rmdir(b"/d")) == errno.EACCES, "there it is told, too"
+        ELSEWHERE[name](fs)
+
 
 class TestGone:
     def test_another_client_was_first(self, server: FakeServer, fs: Filesystem) -> None:
@@ -373,6 +477,38 @@ class TestConnectionLost:
         assert fs.drain() == [FILES[ROW].decode() + ": not removed: the server cannot be reached"]
         assert refused(lambda: fs.unlink(FILES[ROW + 1])) == errno.ETIMEDOUT
         assert fs.drain() == []
+
+    def test_the_outage_is_waited_for_once(
+        self, server: FakeServer, mount: Mount, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fs = mount(server, retry_timeout_s=0.3)
+        fs.readdir(b"/d")
+        begin(fs)
+        fault = held(server, "hold before")
+        remove(fs, FILES[ROW:-1])
+        assert fault.fired.wait(WAIT_S)
+        tried: List[bytes] = []
+        unlink = fs._remote.unlink
+        monkeypatch.setattr(fs._remote, "unlink", lambda path: (tried.append(path), unlink(path)))
+        server.down = True
+        server.cut()
+        fault.release()
+        settled(fs)
+        assert tried == [b"/home" + FILES[ROW]]
+        assert len(fs.drain()) == COUNT - ROW - 1
+        server.down = False
+
+    def test_they_are_sent_again_in_their_order(self, server: FakeServer, fs: Filesystem) -> None:
+        begin(fs)
+        fault = held(server, "hold before")
+        remove(fs, FILES[ROW:-1])
+        assert fault.fired.wait(WAIT_S)
+        before = len(server.log)
+        server.cut()
+        fault.release()
+        settled(fs)
+        again = [request.path for request in server.log[before:] if request.name == "REMOVE"]
+        assert again == sorted(again) and len(again) >= COUNT - ROW - 2
 
     def test_between(self, server: FakeServer, fs: Filesystem) -> None:
         begin(fs)

@@ -8,12 +8,12 @@ import os
 import socket
 import struct
 import threading
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
 from fs.conftest import Clock
-from fs.test_filesystem import WAIT_S, Mount, get, noise, read_all, refused
+from fs.test_filesystem import WAIT_S, Mount, get, noise, refused
 from sftp.fake_server import FakeServer, Fault, named
 from sftpmount.cache.blocks import BLOCK_BYTES
 from sftpmount.fs.filesystem import Filesystem
@@ -119,25 +119,18 @@ class TestRequest:
         assert SmallWrites(-1, {FH: handle}, fs.files.try_write)(*request())
         assert fs.read(handle, 100, 0) == DATA
 
-    def test_what_fails_behind_the_answer_is_told_by_the_next(
+    def test_it_cannot_be_answered(
+        self, fs: Filesystem, handle: Handle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert not SmallWrites(-1, {FH: handle}, fs.files.try_write)(*request()), "libfuse may tell"
+
+    def test_what_fails_is_left_to_libfuse(
         self, fs: Filesystem, handle: Handle, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(*_: object) -> None:
             raise MemoryError("no room")
 
-        with monkeypatch.context() as patch:
-            patch.setattr(type(handle.file), "store", fail)
-            assert kernel.at_once(*request()), "it was answered: libfuse must not answer again"
-        assert kernel.answers() == [written(len(DATA))]
-        assert refused(lambda: fs.flush(handle)) == errno.EIO
-
-    def test_what_fails_before_the_answer_is_left_to_libfuse(
-        self, fs: Filesystem, handle: Handle, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def fail(*_: object) -> None:
-            raise MemoryError("no room")
-
-        monkeypatch.setattr(fs._remote, "session_now", fail)
+        monkeypatch.setattr(type(handle.file), "store", fail)
         assert not kernel.at_once(*request())
         assert kernel.answers() == []
 
@@ -193,21 +186,6 @@ class TestNotAtOnce:
         assert told == [False] and kernel.answers() == []
 
 
-def test_who_looks_meanwhile_waits_until_the_bytes_are_in(fs: Filesystem, handle: Handle) -> None:
-    """The program has its answer, and asks through another thread of ours."""
-    seen: List[bytes] = []
-    reader = threading.Thread(target=lambda: seen.append(read_all(fs, handle)))
-
-    def answer() -> None:
-        reader.start()
-        reader.join(0.05)
-        assert not seen
-
-    assert fs.files.try_write(handle, DATA, 0, answer)
-    reader.join(WAIT_S)
-    assert seen == [DATA]
-
-
 def test_many_of_them_are_the_file(
     server: FakeServer, fs: Filesystem, handle: Handle, kernel: Kernel, clock: Clock
 ) -> None:
@@ -220,7 +198,8 @@ def test_many_of_them_are_the_file(
             at_once += 1
         else:
             fs.write(handle, piece, offset)
-    assert at_once >= 30 and server.count("WRITE") >= 1
+    assert at_once >= 30
+    wait_until(lambda: server.count("WRITE") >= 1, WAIT_S, "the first full request")
     fs.flush(handle)
     fs.release(handle)
     assert server.disk(b"/home/f") == data == get(fs, b"/f")
@@ -229,10 +208,7 @@ def test_many_of_them_are_the_file(
 def test_without_room(server: FakeServer, mount: Mount) -> None:
     fs = mount(server, dirty_bytes_max=4 * BLOCK_BYTES)
     handle = fs.create(b"/f", NEW, 0o644)
-    take: Callable[[bytes, int], bool] = lambda data, offset: fs.files.try_write(  # noqa: E731
-        handle, data, offset, lambda: None
-    )
     taken = 0
-    while take(b"x", taken * BLOCK_BYTES):
+    while fs.files.try_write(handle, b"x", taken * BLOCK_BYTES):
         taken += 1
     assert taken and 2 * BLOCK_BYTES <= fs.files.held_bytes + 2 * BLOCK_BYTES <= 4 * BLOCK_BYTES + 1
