@@ -159,7 +159,7 @@ class Namespace:
         self._wall = wall
         self._lock = threading.RLock()
         self._lifetime_s = lifetime_s
-        self._entries_max = entries_max
+        self.entries_max = entries_max
         self._clock = clock
         self._mark = 1
         self._inos: Set[int] = {ROOT_INO}
@@ -218,7 +218,7 @@ class Namespace:
         with self._lock:
             return {
                 "entries": len(self._inos),
-                "limit_entries": self._entries_max,
+                "limit_entries": self.entries_max,
                 "hits": self._hits,
                 "misses": self._misses,
             }
@@ -313,6 +313,8 @@ class Namespace:
             until = self._clock() + self._lifetime_s
             if path == b"/":
                 return self._take_in(self.root, attrs, until, mark)
+            if len(self._inos) > self.entries_max:
+                self._forget_oldest()
             parent_path, name = split(path)
             parent = self._walk(parent_path) or self._grow(parent_path)
             node = parent.children.get(name)
@@ -640,14 +642,27 @@ class Namespace:
         self._used.move_to_end(directory)
 
     def _forget_oldest(self) -> None:
+        """Names of the directory used last, and those that lead to it, come last: of its own the first are kept.
+
+        They are looked at first, too: by name.
+        """
+        newest = next(reversed(self._used), None)
+        in_use: Set[Node] = set()
+        node = newest
+        while node is not None:
+            in_use.add(node)
+            node = node.links[0][0] if node.links else None
         tries = len(self._used)
-        while len(self._inos) > self._entries_max and tries > 0:
+        while len(self._inos) > self.entries_max and tries > 0:
             tries -= 1
             directory, _ = self._used.popitem(last=False)
             directory.is_incomplete()
             directory.absent.clear()
-            for name, child in list(directory.children.items()):
-                if not any(True for _ in self._pinned(child)):
+            names = list(directory.children.items())
+            for name, child in reversed(names) if directory is newest else names:
+                if directory is newest and len(self._inos) <= self.entries_max - self.entries_max // 16:
+                    break
+                if child not in in_use and not any(True for _ in self._pinned(child)):
                     self._unlink(directory, name)
             if directory.children:
                 self._touch(directory)

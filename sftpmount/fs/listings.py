@@ -9,6 +9,7 @@ file and then looks for another's sees what was there after its own.
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections import OrderedDict, deque
@@ -19,6 +20,7 @@ from .. import waiting
 from ..cache.namespace import Namespace, Node, split
 from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import Remote
+from ..sftp.session import Session
 from ..sftp.wire import Entry
 from . import order
 
@@ -45,11 +47,12 @@ _STEPS_GUESSED = 8
 class _Walk:
     """What programs did in one directory lately."""
 
-    __slots__ = ("asks", "last_s", "plan", "recent", "steps", "tried", "window")
+    __slots__ = ("asks", "is_too_long", "last_s", "plan", "recent", "steps", "tried", "window")
 
     def __init__(self) -> None:
         self.last_s = 0.0
         self.asks = 0  # single names that the server was asked for
+        self.is_too_long = False  # its listing is longer than what is kept
         self.steps = -1  # directories in it that were come to; -1 where it was not walked itself
         self.recent: Deque[bytes] = deque(maxlen=_RECENT)  # the last of them
         self.tried: Set[bytes] = set()  # directories in it that were listed ahead, and not come to yet
@@ -140,6 +143,8 @@ class Listings:
             asks = walk.asks
             above = self._walks.get(split(directory)[0])
             is_walk = above is not None and above.steps > 0
+            if walk.is_too_long:
+                return
         if asks & (asks - 1) == 0 and (asks > 1 or is_walk):  # after the second, the fourth, the eighth...
             self._list_ahead(directory, asks * _ENTRIES_PER_ASK)
             self._walked(directory)
@@ -213,7 +218,7 @@ class Listings:
             if session is None:
                 return
             mark, asked_s = self._ns.mark(), self._clock()
-            entries = self._remote.list_on(session, self._far_path(path), entries_max)
+            entries = self._list_what_can_be_kept(session, path, entries_max)
             if not self._is_strange(path, entries):
                 self._ns.told_listing(path, entries, mark, ahead_s=asked_s)
         except (FsError, StatusError, ConnectionLost):
@@ -221,6 +226,16 @@ class Listings:
         finally:
             with self._lock:
                 self._running.pop(path, None)
+
+    def _list_what_can_be_kept(self, session: Session, path: bytes, entries_max: int) -> List[Entry]:
+        kept_max = self._ns.entries_max
+        try:
+            return self._remote.list_on(session, self._far_path(path), min(entries_max, kept_max))
+        except FsError as error:
+            if error.errno == errno.EFBIG and entries_max >= kept_max:
+                with self._lock:
+                    self._walk(path).is_too_long = True
+            raise
 
     def _is_strange(self, path: bytes, entries: List[Entry]) -> bool:
         """True where nothing is there of what we know to be."""

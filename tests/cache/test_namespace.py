@@ -212,6 +212,21 @@ class TestOwnChanges:
         clock.s += LIFETIME_S / 2 + 0.1
         assert seen(ns, b"/a") == "ask"
 
+    def test_of_a_directory_that_is_longer_than_what_is_kept_the_first_names_are(self, clock: Clock) -> None:
+        ns = make(clock, entries_max=160)
+        told(ns, b"/d", DIR)
+        told(ns, b"/other", DIR)
+        list_in(ns, b"/other", x=regular(1))
+        list_in(ns, b"/d", **{f"{number:03}": regular(number) for number in range(300)})
+        known = [number for number in range(300) if seen(ns, b"/d/%03d" % number) != "ask"]
+        assert known == list(range(len(known))) and 140 <= len(known) <= 160
+        assert ns.listing(b"/d") is None and seen(ns, b"/d/none") == "ask"
+        for number in range(len(known), 300):
+            node = told(ns, b"/d/%03d" % number, regular(number))
+            assert ns.link_count(node) == 1 and len(ns) <= 161
+        assert seen(ns, b"/d/000") != "ask"
+        ns.check_invariants()
+
     def test_one_of_many(self, ns: Namespace, clock: Clock) -> None:
         told(ns, b"/d", DIR)
         list_in(ns, b"/d", a=regular(1), b=regular(1))

@@ -286,6 +286,18 @@ class TestAbsent:
 
 
 class TestBig:
+    def test_one_that_is_longer_than_what_is_kept_is_listed_for_nothing_once(
+        self, server: FakeServer, mount: Mount
+    ) -> None:
+        server.make_dir(b"/home/long")
+        for number in range(600):
+            server.make(b"/home/long/%03d" % number)
+        fs = mount(server, entries_max=300)
+        for number in range(100):
+            fs.getattr(b"/long/%03d" % number)
+            quiet(fs)
+        assert times_asked(server, b"/long") == 1
+
     def test_it_is_not_listed_for_two_names(self, server: FakeServer, fs: Filesystem) -> None:
         server.make_dir(b"/home/big")
         for each in range(5000):
