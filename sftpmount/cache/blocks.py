@@ -162,7 +162,8 @@ class FileCache:
         self.buffers: Dict[int, Buffer] = {}
         self.buffer_bytes = 0
         self.requests_in_flight = 0
-        self.lanes: Counter[Any] = collections.Counter()  # those that they have gone to, or are about to
+        # Those that WRITEs of it have gone to, or are about to: how many are not answered yet.
+        self.lanes: Counter[Any] = collections.Counter()
         self.discards = 0  # how often unsafe bytes were given up
         self.commits: List[Commit] = []  # what each fsync on its way will make clean
         self.failure: Optional[StatusError] = None  # why the server refused bytes that are dirty still
@@ -303,9 +304,9 @@ class FileCache:
         self.leaving.remove(start, end)
         self.request_ended.notify_all()
 
-    def acknowledged(self, start: int, end: int, lane: Any = None, *, durable: bool) -> None:
+    def acknowledged(self, start: int, end: int, *, durable: bool) -> None:
         """A WRITE ended well. ``durable``: there is no fsync to wait for, the bytes are as safe as this server makes them."""
-        self._came(lane)
+        self.requests_in_flight -= 1
         self.in_flight.remove(start, end)
         for kept in self.valid.within(start, end):  # what was discarded or cut off meanwhile concerns nobody
             for low, high in self.dirty.gaps(*kept):
@@ -313,13 +314,6 @@ class FileCache:
         if durable:
             self.committed(Extents([(start, end)]))
         self.request_ended.notify_all()
-
-    def _came(self, lane: Any) -> None:
-        self.requests_in_flight -= 1
-        if lane is not None:
-            self.lanes[lane] -= 1
-            if not self.lanes[lane]:
-                del self.lanes[lane]  # it may be a session's that has ended
 
     def refused(self, failure: StatusError) -> None:
         """The server refused bytes of this file: sticky until they are stored, and told to every handle open now.
@@ -331,9 +325,9 @@ class FileCache:
             for handle in self.handles:
                 handle.owed = failure
 
-    def failed(self, start: int, end: int, lane: Any = None) -> None:
+    def failed(self, start: int, end: int) -> None:
         """A WRITE ended badly or has no known end: its bytes are dirty again (those written again meanwhile still are)."""
-        self._came(lane)
+        self.requests_in_flight -= 1
         self.in_flight.remove(start, end)
         for kept in self.valid.within(start, end):
             self.dirty.add(*kept)

@@ -112,9 +112,7 @@ class WriteBack:
                 file, commit=False
             )  # told already, writes on: only a retry that stores the bytes clears it
         with file.lock:
-            file.store(offset, data)
-            file.touched_s = self._clock()
-            self.account(file)
+            self._take_in(file, offset, data)
         self._send_on(file, around=offset + len(data) - 1)
         if self.held_bytes > self._bytes_max:
             try:
@@ -131,18 +129,28 @@ class WriteBack:
         if session is None or handle.owed is not None or not file.lock.acquire(blocking=False):
             return False
         try:
-            is_full = file.dirty.total + len(data) >= _request_bytes(session)
-            is_much = file.written.total > self._bytes_max // 2
-            if is_full or is_much or file.failure is not None or not file.writers:
+            may_fail = file.failure is not None or not file.writers
+            if may_fail or self._has_enough(session, file, len(data)):
                 return False
             if self.held_bytes + 2 * BLOCK_BYTES > self._bytes_max:
                 return False
-            file.store(offset, data)
-            file.touched_s = self._clock()
-            self.account(file)
+            self._take_in(file, offset, data)
         finally:
             file.lock.release()
         return True
+
+    def _take_in(self, file: FileCache, offset: int, data: bytes) -> None:
+        """For who holds ``file.lock``."""
+        file.store(offset, data)
+        file.touched_s = self._clock()
+        self.account(file)
+
+    def _is_much_uncommitted(self, file: FileCache) -> bool:
+        return file.written.total > self._bytes_max // 2
+
+    def _has_enough(self, session: Session, file: FileCache, more: int = 0) -> bool:
+        """True where a full WRITE, or an FSYNC on the way, is due; ``more``: bytes that come."""
+        return file.dirty.total + more >= _request_bytes(session) or self._is_much_uncommitted(file)
 
     def tell(self, file: FileCache, handle: Teller) -> None:
         """Raise the failure that ``handle`` has not been told yet."""
@@ -190,13 +198,12 @@ class WriteBack:
         session = self._remote.session_now()
         if file.failure is not None or session is None:
             return
-        is_much = file.written.total > self._bytes_max // 2
-        if around is not None and not is_much and file.dirty.total < _request_bytes(session):
+        if around is not None and not self._has_enough(session, file):
             return
         try:
             self._send(session, file, around)
             with file.lock:
-                commit = not file.commits and file.written.total > self._bytes_max // 2
+                commit = not file.commits and self._is_much_uncommitted(file)
             if commit:
                 self._send_commit(session, file)
         except (ConnectionLost, FsError) as error:
@@ -234,7 +241,8 @@ class WriteBack:
                 self._remote.write_soon(writer, session, start, parts, done)
             except BaseException as error:
                 with file.lock:
-                    file.failed(start, end, lane)
+                    self._is_answered(file, lane)
+                    file.failed(start, end)
                     if isinstance(error, FsError) and error.errno not in NOT_THE_FILES_FAULT:
                         file.refused(StatusError(4, str(error.strerror)))
                 raise
@@ -257,8 +265,16 @@ class WriteBack:
     @staticmethod
     def _await_other_lanes(file: FileCache, lane: Lane) -> None:
         """For who holds ``file.lock``."""
-        while any(count and each is not lane for each, count in file.lanes.items()):
+        while any(each is not lane for each in file.lanes):
             waiting.wait(file.request_ended)
+
+    @staticmethod
+    def _is_answered(file: FileCache, lane: Optional[Lane]) -> None:
+        """The other half of ``_behind_other_lanes``, ahead of what wakes who waits. For who holds ``file.lock``."""
+        if lane is not None:
+            file.lanes[lane] -= 1
+            if not file.lanes[lane]:
+                del file.lanes[lane]  # it may be a session's that has ended
 
     def _write_done(
         self,
@@ -271,23 +287,22 @@ class WriteBack:
         pending: Pending,
     ) -> None:
         """In the thread that reads. An acknowledgement that arrives with the loss of its session is none."""
+        status: Optional[StatusError] = None
+        is_lost = False
         try:
             pending.expect_ok()
-            status = None
         except StatusError as error:
             status = error
         except ConnectionLost:
-            status = None
-            with file.lock:
-                file.failed(start, end, lane)
-            return
+            is_lost = True
         with file.lock:
-            if status is not None or session.lost is not None:
-                file.failed(start, end, lane)
+            self._is_answered(file, lane)
+            if status is not None or is_lost or session.lost is not None:
+                file.failed(start, end)
                 if status is not None:
                     file.refused(status)
             else:
-                file.acknowledged(start, end, lane, durable=durable)
+                file.acknowledged(start, end, durable=durable)
                 self.acknowledged_bytes += end - start
                 if durable:
                     self.account(file)
