@@ -14,9 +14,10 @@ from typing import Dict, List, Optional, Tuple
 
 from .. import waiting
 from ..errors import ConnectionLost, FsError, StatusError
+from ..sftp.lane import Pending
 from ..sftp.remote import Remote
 from ..sftp.remote_file import RemoteFile
-from ..sftp.session import Pending, Session
+from ..sftp.session import Session
 from ..sftp.wire import Attrs
 from .blocks import BLOCK_BYTES, CleanBlocks, FileCache, Read, block_range
 from .readahead import Pattern

@@ -26,9 +26,10 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from .. import waiting
 from ..errors import ConnectionLost, FsError, StatusError
+from ..sftp.lane import Lane, Pending
 from ..sftp.remote import FSYNC, Remote
 from ..sftp.remote_file import RemoteFile
-from ..sftp.session import Lane, Pending, Session
+from ..sftp.session import Session
 from ..sftp.wire import Attrs
 from .blocks import BLOCK_BYTES, Commit, FileCache, Teller
 from .extents import Extents

@@ -18,8 +18,8 @@ from typing import Callable, Dict, List, Optional
 from ..cache.namespace import Namespace, Node
 from ..cache.writeback import NOT_THE_FILES_FAULT
 from ..errors import ConnectionLost, FsError, StatusError
+from ..sftp.lane import Pending
 from ..sftp.remote import Remote
-from ..sftp.session import Pending
 from ..sftp.wire import Attrs
 
 log = logging.getLogger(__name__)

@@ -29,8 +29,8 @@ from .. import waiting
 from ..cache.blocks import FileCache
 from ..cache.namespace import Namespace, Node, split
 from ..errors import ConnectionLost, FsError, StatusError
+from ..sftp.lane import Pending
 from ..sftp.remote import Remote
-from ..sftp.session import Pending
 
 log = logging.getLogger(__name__)
 

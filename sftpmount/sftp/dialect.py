@@ -20,7 +20,8 @@ from typing import List
 
 from ..errors import FX_NO_SUCH_FILE, ConnectionLost, FsError, StatusError
 from . import wire
-from .session import Pending, Session
+from .lane import Pending
+from .session import Session
 from .wire import Attrs
 
 LSETSTAT = b"lsetstat@openssh.com"

@@ -18,7 +18,8 @@ from typing import Any, Callable, Deque, Dict, Optional, TypeVar
 
 from .. import waiting
 from ..errors import ConnectionLost, FsError, NotSent, SftpMountError, StatusError
-from .session import ByteConnection, Session
+from .lane import ByteConnection
+from .session import Session
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,14 @@ from ..errors import ConnectionLost, FsError, StatusError
 from . import wire
 from .dialect import FSYNC as FSYNC
 from .dialect import keeps_opened, made_exclusively, must_be_absent, must_keep
+from .lane import Lane, Pending
 from .reconnect import Redo
 from .remote_file import RemoteFile, handle_of, lane_for
 from .remote_names import HARDLINK as HARDLINK
 from .remote_names import POSIX_RENAME as POSIX_RENAME
 from .remote_names import STATVFS as STATVFS
 from .remote_names import RemoteNames, behind_another, look_behind, lstat_or_none, with_size
-from .session import Lane, Pending, Session
+from .session import Session
 from .wire import Attrs
 
 log = logging.getLogger(__name__)

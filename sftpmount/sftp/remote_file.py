@@ -11,7 +11,8 @@ from .. import waiting
 from ..errors import FX_NO_SUCH_FILE, FX_PERMISSION_DENIED, ConnectionLost, FsError, StatusError
 from . import diagnose, wire
 from .dialect import must_keep
-from .session import Lane, Pending, Session
+from .lane import Lane, Pending
+from .session import Session
 from .wire import Attrs
 
 
@@ -186,4 +187,4 @@ def handle_of(lane: Lane, opening: Pending) -> bytes:
 
 def lane_for(session: Session, pflags: int) -> Lane:
     """The lane that a file opened with ``pflags`` is used on."""
-    return session.write_lane if pflags & wire.FXF_WRITE else session.read_lane
+    return session.lane_to_write() if pflags & wire.FXF_WRITE else session.read_lane

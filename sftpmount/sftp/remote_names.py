@@ -24,9 +24,10 @@ from ..errors import (
 )
 from . import diagnose, wire
 from .dialect import LSETSTAT, Look, followed, symlink_body
+from .lane import Pending
 from .reconnect import Reconnecting, Redo
 from .remote_file import handle_of
-from .session import Pending, Session
+from .session import Session
 from .wire import Attrs
 
 log = logging.getLogger(__name__)

@@ -41,7 +41,7 @@ def two_handles(server: FakeServer, fs: Filesystem) -> Tuple[Handle, Handle, Fau
         lane.request(wire.FSTAT, wire.string(b"none"))
     assert fault.fired.wait(WAIT_S)
     session = fs._remote.session()
-    assert session.write_lane is lane
+    assert session.lane_to_write() is lane
     wait_until(lambda: session.write_lane is not lane, WAIT_S, "another lane")
     second = fs.open(b"/f", os.O_RDWR)
     assert second.remote.lane is not lane

@@ -8,7 +8,7 @@ from typing import Callable, Optional
 from sftp.fake_server import FakeServer
 from sftpmount.errors import AuthenticationError
 from sftpmount.options import SshOptions
-from sftpmount.sftp.session import ByteConnection
+from sftpmount.sftp.lane import ByteConnection
 from sftpmount.ssh.connect import Dialer
 from support.sshd import Server
 

@@ -18,9 +18,9 @@ from sftp.fake_server import FakeServer
 from sftp.places import Place, at_fake, at_server
 from sftpmount.errors import FsError
 from sftpmount.sftp import wire
+from sftpmount.sftp.lane import Pending
 from sftpmount.sftp.remote import FSYNC, Remote
 from sftpmount.sftp.remote_file import RemoteFile
-from sftpmount.sftp.session import Pending
 from sftpmount.sftp.wire import Attrs
 from support.sshd import Sshd
 

@@ -14,7 +14,8 @@ from sftp.fake_server import FakeServer
 from sftp.lies import LIES, Lie
 from sftpmount.errors import ConnectionLost, ProtocolViolation, RemoteDirectoryError, StatusError
 from sftpmount.sftp import wire
-from sftpmount.sftp.session import Pending, Session
+from sftpmount.sftp.lane import Pending
+from sftpmount.sftp.session import Session
 
 DEADLINE_S = 0.3  # of a request
 WAIT_S = 20.0

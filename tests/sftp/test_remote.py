@@ -19,9 +19,10 @@ from sftp.fake_server import FakeServer, Fault, named
 from sftpmount import waiting
 from sftpmount.errors import ConnectionLost, FsError, Unreachable
 from sftpmount.sftp import reconnect, wire
+from sftpmount.sftp.lane import Pending
 from sftpmount.sftp.remote import FSYNC, POSIX_RENAME, Remote
 from sftpmount.sftp.remote_file import RemoteFile
-from sftpmount.sftp.session import Pending, Session
+from sftpmount.sftp.session import Session
 from sftpmount.sftp.wire import Attrs
 from support.process import wait_until
 

@@ -22,7 +22,8 @@ from sftpmount.errors import (
     StatusError,
 )
 from sftpmount.sftp import wire
-from sftpmount.sftp.session import BUSY, DATA_BYTES_MAX, DEFAULT_LIMITS, Lane, Pending, Session
+from sftpmount.sftp.lane import Lane, Pending
+from sftpmount.sftp.session import BUSY, DATA_BYTES_MAX, DEFAULT_LIMITS, Session
 from support.process import wait_until
 
 WAIT_S = 10.0
@@ -248,11 +249,11 @@ class TestLanes:
     ) -> None:
         session = make(server, lanes=5)
         wait_until(lambda: session.read_lane is not session.write_lane, WAIT_S, "the first three")
-        assert [session.write_lane for _ in range(9)] == [session.write_lane] * 9
+        assert [session.lane_to_write() for _ in range(9)] == [session.write_lane] * 9
         found, holds = [session.write_lane], []
         for count in (4, 5, 5):
             holds.append(self.busy(server, session, found[-1]))
-            assert session.write_lane in found, "nobody waits for the next one"
+            assert session.lane_to_write() in found, "nobody waits for the next one"
             wait_until(lambda: session.state()["lanes"] == count, WAIT_S, f"{count} lanes")  # noqa: B023
             found.append(session.write_lane)
         assert len(set(found)) == 3 and session.read_lane not in found and session.meta not in found
@@ -274,7 +275,7 @@ class TestLanes:
         wait_until(lambda: session.read_lane is not session.write_lane, WAIT_S, "the first three")
         hold = self.busy(server, session, session.write_lane)
         for _ in range(3):
-            assert session.write_lane in session._write_lanes
+            assert session.lane_to_write() in session._write_lanes
             wait_until(lambda: "no further channel" in caplog.text, WAIT_S, "the refusal")
         assert caplog.text.count("no further channel") == 1
         hold.release()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from sftpmount.sftp import wire
-from sftpmount.sftp.session import Pending, ReplyCallback
+from sftpmount.sftp.lane import Pending, ReplyCallback
 from support.mount import CHECKOUT, Mount
 from support.process import wait_until
 
