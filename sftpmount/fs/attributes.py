@@ -7,7 +7,8 @@ import stat
 from typing import Callable, NamedTuple, Optional, Tuple
 
 from ..cache.blocks import FileCache
-from ..cache.namespace import Namespace, Node
+from ..cache.namespace import Namespace
+from ..cache.node import Node
 from ..errors import FsError
 from ..sftp.remote import Remote
 from ..sftp.wire import Attrs

@@ -16,7 +16,8 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 from ..cache.blocks import CleanBlocks, FileCache
 from ..cache.fetch import Fetcher
-from ..cache.namespace import Namespace, Node
+from ..cache.namespace import Namespace
+from ..cache.node import Node
 from ..cache.readahead import Pattern
 from ..cache.writeback import WriteBack
 from ..errors import FsError

@@ -14,7 +14,8 @@ from typing import Callable, Deque, Dict, List, Optional, Set
 
 from .. import waiting
 from ..cache.blocks import BLOCK_BYTES
-from ..cache.namespace import Absent, Namespace, Node, split
+from ..cache.namespace import Absent, Namespace, split
+from ..cache.node import Node
 from ..errors import ConnectionLost, FsError
 from ..sftp.remote import Remote
 from . import order

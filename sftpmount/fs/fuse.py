@@ -24,7 +24,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 from .. import waiting
 from ..cache.blocks import BLOCK_BYTES
-from ..cache.namespace import Node
+from ..cache.node import Node
 from ..errors import FsError, FuseUnavailable, MountpointError
 from .callers import Callers
 from .filesystem import UNKNOWN_INO, Filesystem

@@ -6,7 +6,7 @@ import os
 from typing import NamedTuple, Optional
 
 from ..cache.blocks import FileCache
-from ..cache.namespace import Node
+from ..cache.node import Node
 from ..cache.readahead import Pattern
 from ..errors import StatusError
 from ..sftp import wire

@@ -10,7 +10,7 @@ import errno
 import logging
 from typing import Callable, Optional, Set, Tuple
 
-from ..cache.namespace import Node
+from ..cache.node import Node
 from ..errors import FsError
 from ..sftp.remote import Remote
 

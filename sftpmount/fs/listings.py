@@ -17,7 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from .. import waiting
-from ..cache.namespace import Namespace, Node, split
+from ..cache.namespace import Namespace, split
+from ..cache.node import Node
 from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import Remote
 from ..sftp.session import Session

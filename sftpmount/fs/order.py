@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-from ..cache.namespace import Node
+from ..cache.node import Node
 
 Entry = Tuple[bytes, Node]
 

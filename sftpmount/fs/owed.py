@@ -15,7 +15,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Dict, List, Optional
 
-from ..cache.namespace import Namespace, Node
+from ..cache.namespace import Namespace
+from ..cache.node import Node
 from ..cache.writeback import NOT_THE_FILES_FAULT
 from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.lane import Pending

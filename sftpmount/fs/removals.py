@@ -27,7 +27,8 @@ from typing import Callable, Dict, List, Optional, Set
 
 from .. import waiting
 from ..cache.blocks import FileCache
-from ..cache.namespace import Namespace, Node, split
+from ..cache.namespace import Namespace, split
+from ..cache.node import Node
 from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.lane import Pending
 from ..sftp.remote import Remote

@@ -18,7 +18,8 @@ from collections import deque
 from typing import Callable, Deque, Dict, Optional, Set, Tuple
 
 from .. import waiting
-from ..cache.namespace import Namespace, Node
+from ..cache.namespace import Namespace
+from ..cache.node import Node
 from ..errors import FsError
 from ..sftp.remote import Remote
 

@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sftpmount.cache.namespace import ROOT_INO, Absent, Namespace, Node, split
+from sftpmount.cache.namespace import ROOT_INO, Absent, Namespace, split
+from sftpmount.cache.node import Node
 from sftpmount.sftp.wire import Attrs, Entry
 
 LIFETIME_S = 20.0
@@ -225,6 +226,18 @@ class TestOwnChanges:
             node = told(ns, b"/d/%03d" % number, regular(number))
             assert ns.link_count(node) == 1 and len(ns) <= 161
         assert seen(ns, b"/d/000") != "ask"
+        ns.check_invariants()
+
+    def test_directories_are_forgotten_by_their_own_age(self, clock: Clock) -> None:
+        """Not with the root, which nobody has listed for long."""
+        ns = make(clock, entries_max=40)
+        for each in (b"/a", b"/b", b"/c", b"/d"):
+            told(ns, each, DIR)
+            list_in(ns, each, **{f"{number:02}": regular(1) for number in range(10)})
+        assert ns.listing(b"/a") is None and seen(ns, b"/a/00") == "ask"
+        for each in (b"/b", b"/c", b"/d"):
+            assert len(ns.listing(each) or ()) == 10 and seen(ns, each + b"/00") != "ask"
+        assert len(ns) <= 40
         ns.check_invariants()
 
     def test_one_of_many(self, ns: Namespace, clock: Clock) -> None:

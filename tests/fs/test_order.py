@@ -7,7 +7,7 @@ from typing import List, Tuple
 
 import pytest
 
-from sftpmount.cache.namespace import Node
+from sftpmount.cache.node import Node
 from sftpmount.fs.order import ORDERS, Plan, after, guess
 from sftpmount.sftp.wire import Attrs
 
