@@ -393,7 +393,6 @@ class Filesystem:
         with _operating(self._ns.get(path)):
             with self._mounted.changing(path):
                 self._removals.finish(path)
-                self._removals.finish_elsewhere(path)
                 self._fresh_on_error(path, lambda: self._remote.rmdir(self._far_path(path)))
             self._ns.removed(path)
 

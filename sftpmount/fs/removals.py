@@ -144,20 +144,21 @@ class Removals:
                 waiting.wait(self._changed)
         return awaited
 
-    def finish_elsewhere(self, directory: Optional[bytes] = None) -> None:
-        """Wait for those in other directories; raises the FsError of one that failed, which is told there all the same."""
-        if not self._under_way:
-            return
-        for path in self._settle(lambda each: each != directory):
-            error = self._failed.get(split(path)[0], {}).get(path)
-            if error is not None:
-                raise error
-
     def finish(self, directory: bytes) -> None:
-        """Wait for those in this directory; raises, once, the FsError of one that failed."""
+        """Wait for those under way; raises the FsError of one that failed, once if it was in this directory."""
+        self.finish_elsewhere(directory)
         if self._under_way:
             self._settle(lambda each: each == directory)
         self._tell(directory)
+
+    def finish_elsewhere(self, directory: Optional[bytes] = None) -> None:
+        """Wait for those in other directories; raises the FsError of one that failed, which is told there all the same."""
+        if self._under_way:
+            awaited = self._settle(lambda each: each != directory)
+            with self._changed:
+                for errors in self._failed.values():
+                    for path in awaited & errors.keys():
+                        raise errors[path]
 
     def _tell(self, directory: bytes) -> None:
         if self._failed:

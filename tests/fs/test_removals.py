@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import stat
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable, Dict, Iterator, List
 
@@ -68,6 +67,13 @@ def held(server: FakeServer, act: str = "hold") -> Fault:
 
 def of(path: bytes) -> Callable[[Request], bool]:
     return lambda request: request.name == "REMOVE" and request.path == b"/home" + path
+
+
+def refused_later(server: FakeServer) -> Fault:
+    """The removal of ``FILES[ROW]`` is refused for good, when the test says so."""
+    refusal = Fault("status", of(FILES[ROW]), times=2, code=PERMISSION_DENIED)
+    refusal.then = refusal.wait_released
+    return server.arm(refusal)
 
 
 def settled(fs: Filesystem) -> None:
@@ -330,11 +336,7 @@ class TestRefused:
         begin(fs)
         node = fs._ns.get(FILES[ROW])
         assert node is not None
-        goes_on = threading.Event()
-        refusal = Fault(
-            "status", named("REMOVE"), times=2, code=PERMISSION_DENIED, then=lambda: goes_on.wait(WAIT_S)
-        )
-        server.arm(refusal)
+        refusal = refused_later(server)
         fs.unlink(FILES[ROW])
 
         def hold() -> None:
@@ -343,7 +345,7 @@ class TestRefused:
 
         holding = later(hold)
         waits(fs)
-        goes_on.set()
+        refusal.release()
         holding.result(WAIT_S)
         assert refused(lambda: fs.fsyncdir(b"/d")) == errno.EACCES
 
@@ -421,15 +423,11 @@ class TestElsewhere:
     def test_it_is_not_done_where_that_failed(
         self, server: FakeServer, fs: Filesystem, later: Later, name: str
     ) -> None:
-        goes_on = threading.Event()
-        refusal = Fault(
-            "status", of(FILES[ROW]), times=2, code=PERMISSION_DENIED, then=lambda: goes_on.wait(WAIT_S)
-        )
-        server.arm(refusal)
+        refusal = refused_later(server)
         fs.unlink(FILES[ROW])
         then = later(lambda: refused(lambda: ELSEWHERE[name](fs)))
         waits(fs)
-        goes_on.set()
+        refusal.release()
         assert then.result(WAIT_S) == errno.EACCES
         assert server.has(b"/home/e/f") and server.has(b"/home/empty")
         assert refused(lambda: fs.rmdir(b"/d")) == errno.EACCES, "there it is told, too"
