@@ -8,18 +8,20 @@ import hashlib
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Any, Callable, Iterator, List, Optional, Set
 
 import asyncssh
 import paramiko
 import pytest
 from paramiko import Message
 
+from sftpmount import waiting
 from sftpmount.errors import ConnectionLost, HostKeyError, PolicyError, Unreachable
 from sftpmount.ssh.ciphers import Clear
 from sftpmount.ssh.config import aes_in_hardware
@@ -398,6 +400,78 @@ def test_a_small_request_overtakes_bulk_data(connection: Connection) -> None:
     wait_until(lambda: stuck._window_out == 0, WAIT_S, "a full window")
     echo(connection, 100_001)
     assert not failures
+
+
+class Serving:
+    """Sends in a thread that serves the kernel, and notes in which waits it lets another serve."""
+
+    def __init__(self, send: Callable[[], None]) -> None:
+        self.waits: Set[str] = set()
+
+        def work() -> None:
+            waiting.serve(lambda: False, step_aside=self._note)
+            with suppress(ConnectionLost, EOFError):
+                send()
+
+        in_thread(work)
+
+    def _note(self) -> None:
+        self.waits.add(sys._getframe(2).f_code.co_name)  # behind waiting.step_aside
+
+    def expect(self, wait: str) -> None:
+        wait_until(lambda: wait in self.waits, WAIT_S, f"{wait} to let another serve (have {self.waits})")
+
+
+def test_who_waits_for_the_window_lets_another_serve(connection: Connection) -> None:
+    stuck = Receiver().open(connection, "stuck")
+    Serving(lambda: stuck.send(bytes(50_000_000))).expect("_take_window")
+
+
+def test_who_waits_for_the_socket_lets_another_serve(tmp_path: Path) -> None:
+    with own_server(tmp_path) as sshd:
+        connection = connect(sshd)
+        channels = [Receiver().open(connection, "echo") for _ in range(2)]
+        sshd.pause()
+        try:
+            first, second = (
+                Serving(lambda channel=channel: [channel.send(bytes(1_000_000)) for _ in range(100)] and None)  # type: ignore[misc]
+                for channel in channels
+            )
+            wait_until(
+                lambda: {"_wait_writable", "flush"} <= first.waits | second.waits, WAIT_S, "both waits"
+            )
+        finally:
+            sshd.resume()
+            connection.abort()
+
+
+@pytest.mark.parametrize("is_mute", [False, True])
+def test_a_channel_that_is_not_opened_in_time(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, is_mute: bool
+) -> None:
+    """On a line that is full of other things the answer may be late: only of a mute server it is the end."""
+    other = Receiver()
+    channel = other.open(connection, "echo")
+    monkeypatch.setattr("sftpmount.ssh.transport._CHANNEL_TIMEOUT_S", 0.5)
+    send = HardenedTransport.send_payload
+    monkeypatch.setattr(
+        HardenedTransport,
+        "send_payload",
+        lambda self, payload: (
+            None if bytes(payload)[0] == 90 else send(self, payload)
+        ),  # CHANNEL_OPEN is lost
+    )
+    failures = in_thread(lambda: Receiver().open(connection, "echo") and None)
+    sent = 0
+    while not failures:
+        if not is_mute:
+            channel.send(b"x")
+            sent += 1
+            other.expect(sent)
+        else:
+            wait_until(lambda: bool(failures), WAIT_S, "the end")
+    assert isinstance(failures[0], ConnectionLost if is_mute else ChannelRefused)
+    assert connection.is_alive != is_mute
 
 
 def test_a_subsystem_that_is_missing_is_refused(connection: Connection) -> None:
