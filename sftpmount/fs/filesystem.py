@@ -25,16 +25,16 @@ from ..cache.node import Node
 from ..errors import ConnectionLost, FsError, RemoteDirectoryError
 from ..sftp import wire
 from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote
-from ..sftp.remote_file import RemoteFile
 from ..sftp.session import Session
 from ..sftp.wire import Attrs
 from .attributes import Attributes, Owners
 from .files import Files, held_still
 from .files_ahead import FilesAhead
-from .handles import Handle, Stat, pflags_of
+from .handles import Handle, Stat
 from .identity import MountedDirectory
 from .links import Links
 from .listings import Listings
+from .opening import LOOKS_AGAIN, Opening
 from .owed import OwedAttrs
 from .removals import Removals
 from .removed import RemovedFiles, is_libfuse_name
@@ -45,9 +45,6 @@ T = TypeVar("T")
 
 # What libfuse shows for an inode number that nobody asked for; 0 would make readdir(3) skip the name.
 UNKNOWN_INO = 0xFFFFFFFF
-
-# So often is asked again what was overtaken by a change of ours.
-_LOOKS_AGAIN = 3
 
 
 @contextlib.contextmanager
@@ -132,11 +129,26 @@ class Filesystem:
         self._files_ahead = FilesAhead(
             remote, self._ns, self.files, self._far_path, cache_bytes_max=cache_bytes_max, clock=clock
         )
+        self._opening = Opening(
+            remote,
+            self._ns,
+            self.files,
+            self._files_ahead,
+            self._owed,
+            self._removed,
+            look_up=self._look_up,
+            far_path=self._far_path,
+        )
         self._mounted = MountedDirectory(self._ns)
         remote.on_connected = self._mounted.check
-        # What happens in open files, to attributes and with links is theirs alone.
+        # How files are opened, what happens in them, to attributes and with links is theirs alone.
         self.read, self.write, self.append = self.files.read, self.files.write, self.files.append
         self.flush, self.fsync, self.release = self.files.flush, self.files.fsync, self.files.release
+        self.open, self.create, self.truncate = (
+            self._opening.open,
+            self._opening.create,
+            self._opening.truncate,
+        )
         self.stat_of, self.chmod = self._attributes.shown, self._attributes.chmod
         self.chown, self.utimens = self._attributes.chown, self._attributes.utimens
         self.readlink = self._links.readlink
@@ -274,7 +286,7 @@ class Filesystem:
         self._listings.asked(path)
         return self._ask(path)
 
-    def _ask(self, path: bytes, again: int = _LOOKS_AGAIN) -> Node:
+    def _ask(self, path: bytes, again: int = LOOKS_AGAIN) -> Node:
         mark = self._ns.mark()
         try:
             attrs = self._remote.lstat(self._far_path(path))
@@ -495,118 +507,6 @@ class Filesystem:
         except FsError:
             self._ns.distrust_path(path)
             raise
-
-    # -- files --------------------------------------------------------------------------------------------------------
-
-    def truncate(self, path: Optional[bytes], size: int, handle: Optional[Handle] = None) -> Node:
-        """Cut a file, or extend it with a hole, by path or by a handle that may write."""
-        if handle is None:
-            assert path is not None
-            if self._look_up(path).is_dir:
-                raise FsError(errno.EISDIR)
-            # Through a handle, which keeps the cut until it is committed: a server that forgets it is told again.
-            handle = self.open(path, os.O_WRONLY)
-            try:
-                node = self.truncate(None, size, handle)
-                self.files.flush(handle)
-            finally:
-                self.files.release(handle)
-            return node
-        node = handle.node
-        with node.operation:
-            self.files.store(node)
-            with self.files.truncating(node, size):
-                losses = self.files.losses
-                self._remote.fsetstat(handle.remote, Attrs(size=size))
-                self.files.changed_size(node, size, losses)
-        return node
-
-    def open(self, path: bytes, flags: int) -> Handle:
-        """Open an existing file. O_TRUNC empties it in the same request."""
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
-        pflags = pflags_of(flags)
-        node = self._ns.get(path)
-        losses = self.files.losses
-        is_read = not writable and not pflags & wire.FXF_TRUNC
-        if is_read and node is not None and self._removed.node_at(path) is None:
-            if self._is_surely_ours(path, node):
-                return self.files.attach_unopened(node, self._far_path(path), pflags)
-            if self._files_ahead.is_at_hand(path, node):
-                return self.files.attach_unopened(node, self._far_path(path), pflags, is_at_hand=True)
-        self._owed.settle(node)
-        if not pflags & wire.FXF_TRUNC:
-            handle = self._open(path, pflags, writable)
-        elif node is None:
-            handle = self._open(path, pflags, writable)
-            self.files.changed_size(handle.node, 0, losses)
-        else:
-            with node.operation:
-                self._owed.settle(node)
-                self.files.store(node)
-                with self.files.truncating(node, 0):
-                    handle = self._open(path, pflags, writable)
-                    self.files.changed_size(handle.node, 0, losses)
-        handle.appends = bool(flags & os.O_APPEND)
-        return handle
-
-    def _is_surely_ours(self, path: bytes, node: Node) -> bool:
-        """True for a file that we made and may read, whose name the server need not be asked for just now."""
-        try:
-            is_there = self._ns.fresh(path) is node
-        except Absent:
-            return False
-        return is_there and node.is_file and bool(node.mode & 0o400) and self._ns.is_ours(node)
-
-    def _open(self, path: bytes, pflags: int, writable: bool) -> Handle:
-        while True:
-            mark, asked_s = self._ns.mark(), self._removed.now_s()
-            try:
-                remote, attrs = self._remote.open(self._far_path(path), pflags)
-                break
-            except FsError as error:
-                if error.errno in (errno.ENOENT, errno.EACCES):
-                    self._ns.distrust_path(path)
-                if error.errno != errno.ENOENT or not self._removed.may_be_replaced(path, asked_s):
-                    raise
-        node = self._removed.node_at(path)
-        if node is None:
-            node, attrs = self._told_by_open(path, remote, attrs, mark)
-        return self.files.attach(node, remote, attrs, writable)
-
-    def _told_by_open(self, path: bytes, remote: RemoteFile, attrs: Attrs, mark: int) -> Tuple[Node, Attrs]:
-        """The node of what was just opened, and what the server says of it: again where we changed something meanwhile."""
-        node = self._ns.told(path, attrs, mark)
-        for _ in range(_LOOKS_AGAIN):
-            if self._ns.is_as_of(node, mark):
-                break
-            mark = self._ns.mark()
-            try:
-                attrs = self._remote.fstat(remote)
-            except BaseException:
-                self._remote.close_file(remote)
-                raise
-            node = self._ns.told(path, attrs, mark)
-        return node, attrs
-
-    def create(self, path: bytes, flags: int, mode: int) -> Handle:
-        """Create and open a file; with O_EXCL it fails with EEXIST where the name is taken."""
-        pflags = pflags_of(flags) | wire.FXF_CREAT | (wire.FXF_EXCL if flags & os.O_EXCL else 0)
-        self._owed.pay(self._directory_of(path))
-        self._owed.settle(self._ns.get(path))
-        losses = self.files.losses
-        try:
-            remote, attrs = self._remote.open(self._far_path(path), pflags, Attrs(mode=stat.S_IMODE(mode)))
-        except FsError:
-            self._ns.distrust_path(path)
-            raise
-        node = self._ns.created(path, attrs)
-        node.ours = bool(pflags & wire.FXF_EXCL)
-        handle = self.files.attach(node, remote, attrs, flags & os.O_ACCMODE != os.O_RDONLY)
-        if pflags & wire.FXF_TRUNC and not pflags & wire.FXF_EXCL:
-            self.files.changed_size(node, 0, losses)  # it may have been there after all
-        remote.mode = None if attrs.mode is None else stat.S_IMODE(attrs.mode)
-        handle.appends = bool(flags & os.O_APPEND)
-        return handle
 
     def fsyncdir(self, path: bytes) -> None:
         """What is pending below a directory is stored; SFTP has no fsync of the directory itself."""
