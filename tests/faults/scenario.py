@@ -340,4 +340,32 @@ def replaced(program: Program) -> None:
     program.read_back("linked")
 
 
-SCENARIOS: Dict[str, Callable[[Program], None]] = {"data": data, "names": names, "replaced": replaced}
+def removed(program: Program) -> None:
+    """As rm -r and a prune do it: most of these removals are not waited for (``fs/removals.py``)."""
+    for directory, count in (("d", 9), ("e", 2)):
+        program.mkdir(directory)
+        for number in range(count):
+            created = program.open(f"{directory}/{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            program.close(created)
+    program.listdir("d")
+    for number in range(6):
+        program.unlink(f"d/{number}")
+    program.unlink("e/0")  # behind those
+    again = program.open("d/5", os.O_WRONLY | os.O_CREAT | os.O_EXCL)  # which is gone
+    program.write(again, 0, 100)
+    program.close(again)
+    program.rename("e/1", "d/0")
+    program.listdir("d")
+    for name in ("0", "5", "6", "7", "8"):
+        program.unlink(f"d/{name}")
+    program.rmdir("d")
+    program.rmdir("e")
+    program.listdir("")
+
+
+SCENARIOS: Dict[str, Callable[[Program], None]] = {
+    "data": data,
+    "names": names,
+    "replaced": replaced,
+    "removed": removed,
+}

@@ -16,7 +16,7 @@ _START_TIMEOUT_S = 20.0
 
 
 class Faults:
-    """What fails from now on: request name ("write", "fsync", "close", "read", "setstat", "readdir") -> the error.
+    """What fails from now on: request name ("write", "fsync", "close", "read", "setstat", "readdir", "remove") -> the error.
 
     ``write_budget_bytes`` lets so much be written before "write" fails, as a quota does; None: fails at once.
     """
@@ -132,6 +132,10 @@ class _Session(asyncssh.SFTPServer):  # type: ignore[misc]
     def lsetstat(self, path: bytes, attrs: Any) -> Any:
         self._faults.check("setstat")
         return super().lsetstat(path, attrs)
+
+    def remove(self, path: bytes) -> Any:
+        self._faults.check("remove")
+        return super().remove(path)
 
     async def scandir(self, path: bytes) -> AsyncIterator[Any]:
         count = 0

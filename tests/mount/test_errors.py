@@ -15,6 +15,7 @@ import pytest
 from mount.disks import SmallDisk, growth_limited_sftp_server, ordinary_sftp_server
 from mount.faulty_server import FaultyServer
 from mount.helpers import Here, in_another_process, noise, opened, refused
+from sftpmount.fs.removals import ROW
 from support.mount import Mount
 from support.process import wait_until
 from support.sshd import Sshd
@@ -454,6 +455,38 @@ class TestServersWords:
                 os.pread(fd, MIB, 3 * MIB)
         server.faults.clear()
         assert (mount.path / "f").read_bytes() == noise(4 * MIB)
+
+    @pytest.fixture
+    def one_is_left(self, server: FaultyServer, mount: Mount) -> List[str]:
+        """Names in a directory of which the first was removed, as far as its program knows, and is there."""
+        (server.tree / "d").mkdir()
+        names = [f"{number}" for number in range(10)]
+        for name in names:
+            (server.tree / "d" / name).write_bytes(b"")
+        os.listdir(mount.path / "d")
+        for _ in range(ROW):
+            os.unlink(mount.path / "d" / names.pop(0))
+        server.faults.errors["remove"] = lambda: asyncssh.SFTPPermissionDenied("Permission denied")
+        os.unlink(mount.path / "d" / names[0])
+        wait_until(lambda: "could not be removed" in mount.log_text(), 20.0, "the refusal")
+        server.faults.clear()
+        return names
+
+    def test_a_removal_that_was_not_waited_for(
+        self, server: FaultyServer, mount: Mount, one_is_left: List[str]
+    ) -> None:
+        told = subprocess.run(["rm", "-r", mount.path / "d"], stderr=subprocess.PIPE, text=True)
+        assert told.returncode != 0 and "Permission denied" in told.stderr
+        assert sorted(os.listdir(server.tree / "d")) == sorted(os.listdir(mount.path / "d")) != []
+        subprocess.run(["rm", "-r", mount.path / "d"], check=True)
+        assert os.listdir(server.tree) == [] and mount.unmount() == 0
+
+    def test_a_removal_that_nobody_asked_about(
+        self, server: FaultyServer, mount: Mount, one_is_left: List[str]
+    ) -> None:
+        assert mount.unmount() != 0
+        assert f"/d/{one_is_left[0]}: not removed: Permission denied" in mount.log_text()
+        assert sorted(os.listdir(server.tree / "d")) == one_is_left
 
     def test_a_listing_that_breaks_off_is_an_error(self, server: FaultyServer, mount: Mount) -> None:
         (server.tree / "d").mkdir()
