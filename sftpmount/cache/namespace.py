@@ -554,7 +554,7 @@ class Namespace:
     def _forget_oldest(self) -> None:
         """Directories below one that is forgotten have a time of their own. Of the one used last the first names are kept.
 
-        They are looked at first, too: by name.
+        find looks at them first, too.
         """
         newest = next(reversed(self._used), None)
         tries = len(self._used)
