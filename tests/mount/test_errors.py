@@ -14,7 +14,7 @@ import pytest
 
 from mount.disks import SmallDisk, growth_limited_sftp_server, ordinary_sftp_server
 from mount.faulty_server import FaultyServer
-from mount.helpers import Here, in_another_process, noise, opened, refused
+from mount.helpers import Here, fsync_directory, in_another_process, noise, opened, refused
 from sftpmount.fs.removals import ROW
 from support.mount import Mount
 from support.process import wait_until
@@ -477,6 +477,7 @@ class TestServersWords:
     ) -> None:
         told = subprocess.run(["rm", "-r", mount.path / "d"], stderr=subprocess.PIPE, text=True)
         assert told.returncode != 0 and "Permission denied" in told.stderr
+        fsync_directory(mount.path / "d")  # the last of rm's removals may still be under way
         assert sorted(os.listdir(server.tree / "d")) == sorted(os.listdir(mount.path / "d")) != []
         subprocess.run(["rm", "-r", mount.path / "d"], check=True)
         assert os.listdir(server.tree) == [] and mount.unmount() == 0
