@@ -20,11 +20,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
+import itertools
 import stat
 import threading
 import time
 from collections import OrderedDict
-from typing import Callable, Counter, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import Callable, Counter, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from ..sftp.wire import Attrs, Entry
 from .node import NEVER, Node
@@ -265,12 +266,19 @@ class Namespace:
             parent.absent[name] = self._clock() + self._lifetime_s
 
     def told_listing(
-        self, path: bytes, entries: Iterable[Entry], mark: int, *, ahead_s: Optional[float] = None
+        self,
+        path: bytes,
+        entries: Sequence[Entry],
+        mark: int,
+        *,
+        ahead_s: Optional[float] = None,
+        beginning_with: Optional[bytes] = None,
     ) -> bool:
         """The server's whole listing of ``path``, asked for at ``mark``.
 
         What no program asked for (but we, at ``ahead_s``) is believed for a shorter time, and tells of no absent names, unless
-        it renews a lease that has run out.
+        it renews a lease that has run out. Where it is longer than what is kept, the names that stand before
+        ``beginning_with`` go: whoever asks for one asks for those behind it next.
         Returns False, taking in nothing, where we changed something in that directory meanwhile: list again.
         """
         with self._lock:
@@ -300,6 +308,10 @@ class Namespace:
                 node.complete_until = until
             node.ahead = NEVER if ahead_s is None else (ahead_s, mark)
             self._touch(node)
+            if len(entries) > self.entries_max and beginning_with in node.children:
+                names = (entry.name for entry in entries)
+                before = itertools.takewhile(lambda name: name != beginning_with, names)
+                self._forget(node, [name for name in before if self._can_go(node.children[name])])
             self._forget_oldest()
             return True
 
@@ -562,19 +574,20 @@ class Namespace:
             tries -= 1
             directory, _ = self._used.popitem(last=False)
             directory.absent.clear()
-            going = [
-                name
-                for name, child in directory.children.items()
-                if child not in self._used and not child.pins and child.owed is None
-            ]
+            going = [name for name, child in directory.children.items() if self._can_go(child)]
             if directory is newest:
                 going = going[self.entries_max * 15 // 16 - len(self._inos) :]
-            if going:
-                directory.is_incomplete()
-            for name in going:
-                self._unlink(directory, name)
+            self._forget(directory, going)
             if directory.children:
                 self._touch(directory)
+
+    def _can_go(self, child: Node) -> bool:
+        return child not in self._used and not child.pins and child.owed is None
+
+    def _forget(self, directory: Node, names: Iterable[bytes]) -> None:
+        for name in names:
+            directory.is_incomplete()
+            self._unlink(directory, name)
 
     def _pinned(self, start: Node) -> Iterator[Node]:
         nodes = [start]

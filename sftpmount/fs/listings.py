@@ -9,7 +9,6 @@ file and then looks for another's sees what was there after its own.
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 from collections import OrderedDict, deque
@@ -21,7 +20,6 @@ from ..cache.namespace import Namespace, split
 from ..cache.node import Node
 from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import Remote
-from ..sftp.session import Session
 from ..sftp.wire import Entry
 from . import order
 
@@ -48,12 +46,11 @@ _STEPS_GUESSED = 8
 class _Walk:
     """What programs did in one directory lately."""
 
-    __slots__ = ("asks", "is_too_long", "last_s", "plan", "recent", "steps", "tried", "window")
+    __slots__ = ("asks", "last_s", "plan", "recent", "steps", "tried", "window")
 
     def __init__(self) -> None:
         self.last_s = 0.0
         self.asks = 0  # single names that the server was asked for
-        self.is_too_long = False  # its listing is longer than what is kept
         self.steps = -1  # directories in it that were come to; -1 where it was not walked itself
         self.recent: Deque[bytes] = deque(maxlen=_RECENT)  # the last of them
         self.tried: Set[bytes] = set()  # directories in it that were listed ahead, and not come to yet
@@ -137,17 +134,15 @@ class Listings:
 
     def asked(self, path: bytes) -> None:
         """The server is asked for this single name."""
-        directory = split(path)[0]
+        directory, name = split(path)
         with self._lock:
             walk = self._walk(directory)
             walk.asks += 1
             asks = walk.asks
             above = self._walks.get(split(directory)[0])
             is_walk = above is not None and above.steps > 0
-            if walk.is_too_long:
-                return
         if asks & (asks - 1) == 0 and (asks > 1 or is_walk):  # after the second, the fourth, the eighth...
-            self._list_ahead(directory, asks * _ENTRIES_PER_ASK)
+            self._list_ahead(directory, asks * _ENTRIES_PER_ASK, name)
             self._walked(directory)
 
     # -- who walks where ------------------------------------------------------------------------------------------------
@@ -201,42 +196,32 @@ class Listings:
 
     # -- ahead ------------------------------------------------------------------------------------------------------------
 
-    def _list_ahead(self, path: bytes, entries_max: int) -> None:
+    def _list_ahead(self, path: bytes, entries_max: int, beginning_with: Optional[bytes] = None) -> None:
         if not self._ahead_s or self._ns.is_listed(path, self._clock() - self._ahead_s):
             return
         with self._lock:
             if path in self._running:
                 return
             try:
-                self._running[path] = self._threads.submit(self._list, path, entries_max)
+                self._running[path] = self._threads.submit(self._list, path, entries_max, beginning_with)
             except RuntimeError:  # closed
                 return
 
-    def _list(self, path: bytes, entries_max: int) -> None:
+    def _list(self, path: bytes, entries_max: int, beginning_with: Optional[bytes]) -> None:
         """In a thread of our own. What fails is nobody's error yet: whoever needs it asks for it."""
         try:
             session = self._remote.session_now()
             if session is None:
                 return
             mark, asked_s = self._ns.mark(), self._clock()
-            entries = self._list_what_can_be_kept(session, path, entries_max)
+            entries = self._remote.list_on(session, self._far_path(path), entries_max)
             if not self._is_strange(path, entries):
-                self._ns.told_listing(path, entries, mark, ahead_s=asked_s)
+                self._ns.told_listing(path, entries, mark, ahead_s=asked_s, beginning_with=beginning_with)
         except (FsError, StatusError, ConnectionLost):
             pass
         finally:
             with self._lock:
                 self._running.pop(path, None)
-
-    def _list_what_can_be_kept(self, session: Session, path: bytes, entries_max: int) -> List[Entry]:
-        kept_max = self._ns.entries_max
-        try:
-            return self._remote.list_on(session, self._far_path(path), min(entries_max, kept_max))
-        except FsError as error:
-            if error.errno == errno.EFBIG and entries_max >= kept_max:
-                with self._lock:
-                    self._walk(path).is_too_long = True
-            raise
 
     def _is_strange(self, path: bytes, entries: List[Entry]) -> bool:
         """True where nothing is there of what we know to be."""

@@ -665,7 +665,8 @@ class Tree(RuleBasedStateMachine):
         elif isinstance(answer, Attrs):
             self.ns.told(path, answer, mark)
         else:
-            self.ns.told_listing(path, answer, mark)
+            beginning_with = answer[which % len(answer)].name if answer else None
+            self.ns.told_listing(path, answer, mark, beginning_with=beginning_with)
 
     @rule(path=paths)
     def look(self, path: bytes) -> None:

@@ -286,17 +286,50 @@ class TestAbsent:
 
 
 class TestBig:
-    def test_one_that_is_longer_than_what_is_kept_is_listed_for_nothing_once(
-        self, server: FakeServer, mount: Mount
-    ) -> None:
+    @pytest.fixture
+    def long(self, server: FakeServer) -> List[bytes]:
+        """A directory of more names than are kept."""
         server.make_dir(b"/home/long")
-        for number in range(600):
-            server.make(b"/home/long/%03d" % number)
-        fs = mount(server, entries_max=300)
-        for number in range(100):
-            fs.getattr(b"/long/%03d" % number)
+        paths = [b"/long/%04d" % number for number in range(3000)]
+        for path in paths:
+            server.make(b"/home" + path)
+        return paths
+
+    @pytest.mark.parametrize("is_listed", [True, False], ids=["listed", "not listed"])
+    def test_one_that_is_longer_than_what_is_kept_is_kept_piece_by_piece(
+        self, server: FakeServer, mount: Mount, long: List[bytes], is_listed: bool
+    ) -> None:
+        fs = mount(server, entries_max=1000)
+        if is_listed:
+            fs.readdir(b"/long")
+        for path in long:
+            fs.getattr(path)
             quiet(fs)
-        assert times_asked(server, b"/long") == 1
+        assert server.count("LSTAT") < len(long) / 10
+        assert len(fs._ns) <= 1000
+
+    def test_it_is_listed_no_more_often_where_names_come_in_another_order(
+        self, server: FakeServer, mount: Mount, long: List[bytes]
+    ) -> None:
+        fs = mount(server, entries_max=1000)
+        for path in random.Random(1).sample(long, 1000):
+            assert fs.getattr(path).size == 0
+            quiet(fs)
+        assert times_asked(server, b"/long") <= 10
+        assert len(fs._ns) <= 1000
+
+    def test_a_name_that_is_not_there_moves_nothing(
+        self, server: FakeServer, mount: Mount, long: List[bytes]
+    ) -> None:
+        fs = mount(server, entries_max=1000)
+        fs.readdir(b"/long")
+        for number in range(64):
+            assert refused(lambda number=number: fs.getattr(b"/long/no%d" % number)) == errno.ENOENT
+            quiet(fs)
+        before = server.count("LSTAT")
+        for path in long[:900]:
+            fs.getattr(path)
+        assert server.count("LSTAT") == before
 
     def test_it_is_not_listed_for_two_names(self, server: FakeServer, fs: Filesystem) -> None:
         server.make_dir(b"/home/big")
