@@ -166,11 +166,14 @@ class Namespace:
             self._touch(node)
             return list(node.children.items())
 
-    def is_listed(self, path: bytes, since_s: float) -> bool:
+    def is_listed(self, path: bytes, since_s: float, *, is_lease_enough: bool = True) -> bool:
         """True where its listing is fresh, or one ahead was asked for after ``since_s``."""
         with self._lock:
             node = self._walk(path)
-            return node is not None and (node.complete_until > self._clock() or node.ahead[0] >= since_s)
+            if node is None:
+                return False
+            is_leased = is_lease_enough and node.complete_until > self._clock()
+            return is_leased or node.ahead[0] >= since_s
 
     def is_known_empty(self, path: bytes) -> bool:
         """True where a fresh, complete listing has nothing in it."""

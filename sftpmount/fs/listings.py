@@ -160,6 +160,8 @@ class Listings:
 
     def _walked(self, path: bytes) -> None:
         """A program has come to this directory: those beside it may be next, in whatever order, the more the longer it walks."""
+        for each in self._came_to_last(path):
+            self._list_ahead(each, _ENTRIES_PER_ASK * _AHEAD_FIRST, is_again=True)
         parent, name = split(path)
         with self._lock:
             here = self._walk(path)
@@ -194,10 +196,33 @@ class Listings:
         for each in next_ones:
             self._list_ahead((b"" if parent == b"/" else parent) + b"/" + each, _ENTRIES_PER_ASK * window)
 
+    def _came_to_last(self, path: bytes) -> List[bytes]:
+        """The directories below ``path`` that a program went on to the last time, one below the other.
+
+        borg looks through data and data/0 time and again.
+        """
+        found: List[bytes] = []
+        with self._lock:
+            here = self._walks.get(path)
+            while here is not None and here.recent and self._clock() - here.last_s <= WALK_S:
+                path = (b"" if path == b"/" else path) + b"/" + here.recent[-1]
+                found.append(path)
+                here = self._walks.get(path)
+        return found[:_RECENT]
+
     # -- ahead ------------------------------------------------------------------------------------------------------------
 
-    def _list_ahead(self, path: bytes, entries_max: int, beginning_with: Optional[bytes] = None) -> None:
-        if not self._ahead_s or self._ns.is_listed(path, self._clock() - self._ahead_s):
+    def _list_ahead(
+        self,
+        path: bytes,
+        entries_max: int,
+        beginning_with: Optional[bytes] = None,
+        *,
+        is_again: bool = False,
+    ) -> None:
+        """``is_again``: for a program that lists it again, to which a lease says nothing."""
+        since_s = self._clock() - self._ahead_s
+        if not self._ahead_s or self._ns.is_listed(path, since_s, is_lease_enough=not is_again):
             return
         with self._lock:
             if path in self._running:

@@ -16,7 +16,7 @@ from fs.test_owed import create, make
 from sftp.fake_server import FakeServer, Fault, Request
 from sftpmount.fs import order
 from sftpmount.fs.filesystem import Filesystem
-from sftpmount.fs.listings import AGAIN_MAX_S, AHEAD_S
+from sftpmount.fs.listings import AGAIN_MAX_S, AHEAD_S, WALK_S
 from sftpmount.sftp.wire import Entry
 from support.process import wait_until
 
@@ -253,6 +253,58 @@ class TestAgain:
         server.make(b"/home" + dirs[0] + b"/theirs")
         clock.s += AGAIN_MAX_S
         assert AGAIN_MAX_S < 0.2 and b"theirs" in names(far, dirs[0])
+
+
+class TestThere:
+    """A program that goes the same way down again, as borg does."""
+
+    WAY = (b"/r", b"/r/data", b"/r/data/0")
+
+    @pytest.fixture
+    def way(self, server: FakeServer, fs: Filesystem) -> List[bytes]:
+        for path in self.WAY:
+            server.make_dir(b"/home" + path)
+        for path in self.WAY:
+            fs.readdir(path)
+        return list(self.WAY)
+
+    def asked(self, server: FakeServer) -> List[int]:
+        return [times_asked(server, path) for path in self.WAY]
+
+    def test_all_of_it_is_listed_at_once(
+        self, server: FakeServer, fs: Filesystem, way: List[bytes], clock: Clock
+    ) -> None:
+        clock.s += AGAIN_MAX_S
+        fs.readdir(way[0])
+        quiet(fs)
+        assert self.asked(server) == [2, 2, 2]
+        server.make(b"/home/r/data/0/5")
+        assert names(fs, way[1]) == [b"0"] and names(fs, way[2]) == []
+        quiet(fs)
+        assert self.asked(server) == [2, 2, 2], "by its program, once"
+
+    @pytest.mark.parametrize("when", ["too old", "changed by us", "given before"])
+    def test_who_lists_it_then_is_told_what_is_there(
+        self, server: FakeServer, fs: Filesystem, way: List[bytes], clock: Clock, when: str
+    ) -> None:
+        clock.s += AGAIN_MAX_S
+        fs.readdir(way[0])
+        quiet(fs)
+        server.make(b"/home/r/data/0/theirs")
+        if when == "too old":
+            clock.s += AHEAD_S + 0.01
+        elif when == "changed by us":
+            create(fs, b"/r/data/0/ours")
+        else:
+            fs.readdir(way[2])
+            clock.s += AGAIN_MAX_S
+        assert b"theirs" in names(fs, way[2])
+
+    def test_not_long_after(self, server: FakeServer, fs: Filesystem, way: List[bytes], clock: Clock) -> None:
+        clock.s += WALK_S + 1
+        fs.readdir(way[0])
+        quiet(fs)
+        assert self.asked(server) == [2, 1, 1]
 
 
 class TestAbsent:

@@ -110,6 +110,15 @@ def borg_lock(path: Path) -> None:
     os.rename(path / "lock.exclusive.f6nwaoc_.tmp", path / "lock.exclusive")
 
 
+def borg_look(path: Path) -> None:
+    """What there is in its repository: it asks time and again."""
+    deeper = path / "data" / "0"
+    deeper.mkdir(parents=True)
+    for _ in range(2):
+        for each in (path, path / "data", deeper):
+            os.listdir(each)
+
+
 def stat_absent(path: Path) -> None:
     with refused(errno.ENOENT):
         os.lstat(path / "absent")
@@ -159,6 +168,7 @@ SEQUENCES = {
     "borg's segment": Sequence(borg_segment, "made", 2, 2),
     "borg's other files": Sequence(borg_save, "made", 3, 3),
     "borg's lock": Sequence(borg_lock, "made", 3, 4),
+    "borg's looks": Sequence(borg_look, "made", 10, 10),
     "stat a known name": Sequence(lambda path: os.lstat(path / "file-3"), "listed", 0, 0),
     "stat an absent name": Sequence(stat_absent, "listed", 0, 0),
     "stat an absent name in a new directory": Sequence(stat_absent, "made", 0, 0),
