@@ -94,6 +94,8 @@ class Listings:
 
         Raises FsError.
         """
+        for each in self._came_to_last(path):
+            self._list_ahead(each, _ENTRIES_PER_ASK * _AHEAD_FIRST, is_again=True)
         self._walked(path)
         with self._lock:
             running = self._running.get(path)
@@ -160,8 +162,6 @@ class Listings:
 
     def _walked(self, path: bytes) -> None:
         """A program has come to this directory: those beside it may be next, in whatever order, the more the longer it walks."""
-        for each in self._came_to_last(path):
-            self._list_ahead(each, _ENTRIES_PER_ASK * _AHEAD_FIRST, is_again=True)
         parent, name = split(path)
         with self._lock:
             here = self._walk(path)
