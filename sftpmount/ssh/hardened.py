@@ -34,6 +34,7 @@ from paramiko import Message, SSHException
 from paramiko.kex_curve25519 import KexCurve25519
 from paramiko.ssh_exception import IncompatiblePeer
 
+from sftpmount import waiting
 from sftpmount.errors import ConnectionLost, HostKeyError, PolicyError, SftpMountError, Unreachable
 from sftpmount.ssh import chacha20
 from sftpmount.ssh.kex import KexGexAtLeast, KexGroup18SHA512
@@ -328,7 +329,7 @@ class HardenedTransport(paramiko.Transport):
     def send_data(self, channel: int, source: Gather, size: int, packet_bytes_max: int) -> None:
         """Send the next ``size`` bytes of ``source`` to the peer's ``channel``; waits for the socket and for a key exchange.
 
-        Raises ConnectionLost. Not for the transport thread.
+        Raises ConnectionLost, once all that came before was handed on. Not for the transport thread.
         """
         self._when_clear(lambda: self.packetizer.seal_data(channel, source, size, packet_bytes_max))
 
@@ -368,6 +369,8 @@ class HardenedTransport(paramiko.Transport):
         try:
             self.packetizer.flush(block=True)
         except EOFError as error:
+            waiting.step_aside()
+            self.join(_CLOSE_TIMEOUT_S)  # it hands on what has come until then
             raise self._lost() from error
 
     def _send_user_message(self, data: Message) -> None:

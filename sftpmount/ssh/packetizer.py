@@ -10,7 +10,8 @@ bytes (a peer that waits for us to read, while we wait for it to read, would be 
    next (``wait_for``), for as long as that comes soon. It takes as much from the socket as there is, and hands data and
    window adjustments straight to the channel's sink; everything else, also what goes wrong, is the transport thread's,
    which hands it to paramiko.
-4. The descriptor is closed only by ``release``, when no thread can be inside a system call on it; ``close`` shuts it down.
+4. Who cannot send any more shuts the connection down, and what has come is read to its end.
+5. The descriptor is closed only by ``release``, when no thread can be inside a system call on it; ``close`` shuts it down.
 
 Locks: ``_socket_lock`` and the one of ``sealing`` are leaves, neither is taken with the other held. ``_reading`` is above
 them, waited for by ``release`` alone, and held while a sink takes data.
@@ -208,9 +209,10 @@ class PacketStream:
         self.flush(block=True)
 
     def flush(self, block: bool) -> None:
-        """Hand queued packets to the socket: all of them with ``block``, else what it takes now. Raises EOFError.
+        """Hand queued packets to the socket: all of them with ``block``, else what it takes now.
 
-        What is left, also where nobody waits any more, is for the transport thread to send.
+        What is left, also where nobody waits any more, is for the transport thread to send. Raises EOFError where the
+        connection is over; without ``block`` where it is closed only, since the reading thread finds out about the rest.
         """
         while (
             self._sealed.queue
@@ -243,7 +245,10 @@ class PacketStream:
                 self._wait_writable()
                 continue
             except OSError as error:
-                self.close()
+                # What came before is still to be read: a reply that has arrived is no lost one.
+                self._shut_down()
+                if not block:
+                    return False
                 raise EOFError(str(error)) from error
             if sent == len(data):
                 self._sealed.spend(queue.popleft())
@@ -510,6 +515,10 @@ class PacketStream:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         except OSError:
             pass  # no TCP, or gone
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Nothing comes or goes any more; what has come can be read."""
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import os
+import select
 import shutil
 import socket
 import sys
@@ -601,6 +602,47 @@ def test_abort_releases_a_sender_that_waits_for_a_key_exchange(server: Sshd) -> 
     connection.abort()
     wait_until(lambda: bool(failures), 3.0, "the sender's end")
     assert isinstance(failures[0], ConnectionLost)
+
+
+class UnsendableSocket:
+    """The peer is gone, as far as sending goes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.tried = threading.Event()
+
+    def send(self, data: bytes) -> int:
+        self.tried.set()
+        raise ConnectionResetError("Connection reset by peer")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+
+@pytest.mark.parametrize("how", ["send", "heartbeat"])
+def test_what_came_before_a_send_that_fails_is_handed_on(server: Sshd, how: str) -> None:
+    with closing(connect(server)) as connection:
+        packetizer, receiver = connection._transport.packetizer, Receiver()
+        channel = receiver.open(connection, "echo")
+        with packetizer._reading:  # the thread that reads is busy
+            channel.send(b"0123456789")
+            wait_until(lambda: select.select([packetizer._socket], [], [], 0)[0], WAIT_S, "the echo")
+            packetizer._socket = unsendable = UnsendableSocket(packetizer._socket)
+            sends = {"send": lambda: channel.send(b"more"), "heartbeat": connection.heartbeat}
+            sender = threading.Thread(target=lambda: suppress_lost(sends[how]), daemon=True)
+            sender.start()
+            assert unsendable.tried.wait(WAIT_S)
+            if how == "heartbeat":
+                sender.join(WAIT_S)  # it waits for nothing
+            assert sender.is_alive() == (how == "send") and receiver.bytes == 0
+        receiver.expect_end()
+        sender.join(WAIT_S)
+        assert receiver.bytes == 10 and not sender.is_alive()
+
+
+def suppress_lost(work: Callable[[], None]) -> None:
+    with suppress(ConnectionLost):
+        work()
 
 
 def test_nothing_is_sent_in_silence_on_a_dead_connection(tmp_path: Path) -> None:
