@@ -20,12 +20,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
-import itertools
 import stat
 import threading
 import time
 from collections import OrderedDict
-from typing import Callable, Counter, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Callable, Counter, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from ..sftp.wire import Attrs, Entry
 from .node import NEVER, Node
@@ -210,6 +209,12 @@ class Namespace:
             directory = self._walk(path)
             return [] if directory is None else list(directory.children.items())
 
+    def count(self, path: bytes) -> int:
+        """How many names below a directory are known, whatever their age."""
+        with self._lock:
+            directory = self._walk(path)
+            return 0 if directory is None else len(directory.children)
+
     def open_nodes(self, below: Optional[bytes] = None) -> List[Node]:
         """The nodes with open handles, or with attributes that are owed: all, or those at and below a path."""
         with self._lock:
@@ -280,13 +285,19 @@ class Namespace:
         """The server's whole listing of ``path``, asked for at ``mark``.
 
         What no program asked for (but we, at ``ahead_s``) is believed for a shorter time, and tells of no absent names, unless
-        it renews a lease that has run out. Where it is longer than what is kept, the names that stand before
-        ``beginning_with`` go: whoever asks for one asks for those behind it next.
-        Returns False, taking in nothing, where we changed something in that directory meanwhile: list again.
+        it renews a lease. Where it is longer than what is kept, a piece of it is: the first names, or those that begin with
+        ``beginning_with``, since whoever asks for one asks for those behind it next.
+        Returns False, taking in nothing, where we changed something in that directory meanwhile: list again; also where it
+        was asked for ahead, does not fit and does not have that name.
         """
+        piece = self._piece(entries, beginning_with)
+        outside = {entry.name for entry in entries} if len(piece) < len(entries) else set()
+        outside.difference_update(entry.name for entry in piece)
         with self._lock:
             found = self._walk(path)
             if self._has_changed(found, mark):
+                return False
+            if outside and ahead_s is not None and beginning_with not in {entry.name for entry in piece}:
                 return False
             node = found or self._grow(path)
             is_lease = ahead_s is None or node.complete_until > 0.0
@@ -294,7 +305,7 @@ class Namespace:
             until = self._clock() + lifetime_s
             prefix = path if path.endswith(b"/") else path + b"/"
             gone = set(node.children)
-            for entry in entries:
+            for entry in piece:
                 gone.discard(entry.name)
                 child = node.children.get(entry.name)
                 if child is not None and (child.as_of > mark or _same_type(child, entry.attrs)):
@@ -304,19 +315,28 @@ class Namespace:
                     self._unlink(node, entry.name)
                 self._insert(node, entry.name, prefix + entry.name, entry.attrs, until, mark)
             for name in gone:
-                if node.children[name].as_of <= mark:
+                child = node.children[name]
+                if self._can_go(child) if name in outside else child.as_of <= mark:
                     self._unlink(node, name)
             node.absent.clear()
             if is_lease:
                 node.complete_until = until
             node.ahead = NEVER if ahead_s is None else (ahead_s, mark)
+            if outside:
+                node.is_incomplete()
             self._touch(node)
-            if len(entries) > self.entries_max and beginning_with in node.children:
-                names = (entry.name for entry in entries)
-                before = itertools.takewhile(lambda name: name != beginning_with, names)
-                self._forget(node, [name for name in before if self._can_go(node.children[name])])
             self._forget_oldest()
             return True
+
+    def _piece(self, entries: Sequence[Entry], beginning_with: Optional[bytes]) -> Sequence[Entry]:
+        """As many as are kept of one directory."""
+        room = self.entries_max * 15 // 16
+        if len(entries) <= room:
+            return entries
+        names = (entry.name for entry in entries)
+        begin = next((at for at, name in enumerate(names) if name == beginning_with), 0)
+        begin = min(begin, len(entries) - room)
+        return entries[begin : begin + room]
 
     # -- what we changed ----------------------------------------------------------------------------------------------
 
@@ -567,10 +587,7 @@ class Namespace:
         self._used.move_to_end(directory)
 
     def _forget_oldest(self) -> None:
-        """Directories below one that is forgotten have a time of their own. Of the one used last the first names are kept.
-
-        find looks at them first, too.
-        """
+        """Directories below one that is forgotten have a time of their own. Of the one used last the first names are kept."""
         newest = next(reversed(self._used), None)
         tries = len(self._used)
         while len(self._inos) > self.entries_max and tries > 0:
@@ -580,17 +597,15 @@ class Namespace:
             going = [name for name, child in directory.children.items() if self._can_go(child)]
             if directory is newest:
                 going = going[self.entries_max * 15 // 16 - len(self._inos) :]
-            self._forget(directory, going)
+            if going:
+                directory.is_incomplete()
+            for name in going:
+                self._unlink(directory, name)
             if directory.children:
                 self._touch(directory)
 
     def _can_go(self, child: Node) -> bool:
         return child not in self._used and not child.pins and child.owed is None
-
-    def _forget(self, directory: Node, names: Iterable[bytes]) -> None:
-        for name in names:
-            directory.is_incomplete()
-            self._unlink(directory, name)
 
     def _pinned(self, start: Node) -> Iterator[Node]:
         nodes = [start]

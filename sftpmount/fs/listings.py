@@ -20,6 +20,7 @@ from ..cache.namespace import Namespace, split
 from ..cache.node import Node
 from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import Remote
+from ..sftp.remote_names import LISTING_ENTRIES_MAX
 from ..sftp.wire import Entry
 from . import order
 
@@ -34,6 +35,7 @@ WALK_S = 10.0
 AHEAD_MAX = 32
 _AHEAD_FIRST = 2
 _RECENT = 3
+_WAY_MAX = 3  # directories one below the other
 _THREADS = 8
 _WALKS_MAX = 500
 # A listing that nobody has asked for may cost this much for each single name that was: a round trip is worth some kilobytes.
@@ -95,7 +97,8 @@ class Listings:
         Raises FsError.
         """
         for each in self._came_to_last(path):
-            self._list_ahead(each, _ENTRIES_PER_ASK * _AHEAD_FIRST, is_again=True)
+            as_far_as_known = 2 * self._ns.count(each) + _ENTRIES_PER_ASK
+            self._list_ahead(each, min(as_far_as_known, LISTING_ENTRIES_MAX), is_again=True)
         self._walked(path)
         with self._lock:
             running = self._running.get(path)
@@ -144,7 +147,7 @@ class Listings:
             above = self._walks.get(split(directory)[0])
             is_walk = above is not None and above.steps > 0
         if asks & (asks - 1) == 0 and (asks > 1 or is_walk):  # after the second, the fourth, the eighth...
-            self._list_ahead(directory, asks * _ENTRIES_PER_ASK, name)
+            self._list_ahead(directory, min(asks * _ENTRIES_PER_ASK, LISTING_ENTRIES_MAX), name)
             self._walked(directory)
 
     # -- who walks where ------------------------------------------------------------------------------------------------
@@ -197,18 +200,20 @@ class Listings:
             self._list_ahead((b"" if parent == b"/" else parent) + b"/" + each, _ENTRIES_PER_ASK * window)
 
     def _came_to_last(self, path: bytes) -> List[bytes]:
-        """The directories below ``path`` that a program went on to the last time, one below the other.
+        """The directories below ``path`` that a program went on to a while ago, one below the other.
 
         borg looks through data and data/0 time and again.
         """
         found: List[bytes] = []
         with self._lock:
             here = self._walks.get(path)
-            while here is not None and here.recent and self._clock() - here.last_s <= WALK_S:
+            while here is not None and here.recent and len(found) < _WAY_MAX:
                 path = (b"" if path == b"/" else path) + b"/" + here.recent[-1]
-                found.append(path)
                 here = self._walks.get(path)
-        return found[:_RECENT]
+                if here is None or self._clock() - here.last_s > WALK_S:
+                    break
+                found.append(path)
+        return found
 
     # -- ahead ------------------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 # READDIRs in flight: OpenSSH puts 100 names into each reply, so a long listing is otherwise one round trip per 100 names.
 READDIR_WINDOW = 16
+# A directory that has more is not listed: a server may go on for ever.
+LISTING_ENTRIES_MAX = 1_000_000
 
 POSIX_RENAME = b"posix-rename@openssh.com"
 HARDLINK = b"hardlink@openssh.com"
@@ -104,7 +106,7 @@ class RemoteNames(Reconnecting):
             "statvfs", wire.EXTENDED, wire.extended_body(STATVFS, wire.string(path)), Pending.statvfs, (path,)
         )
 
-    def listdir(self, path: bytes, *, entries_max: int = 1_000_000) -> List[wire.Entry]:
+    def listdir(self, path: bytes, *, entries_max: int = LISTING_ENTRIES_MAX) -> List[wire.Entry]:
         """The whole directory without . and .. ; names that no local directory could hold are left out and logged."""
         try:
             return self.run(lambda session: self.list_on(session, path, entries_max))

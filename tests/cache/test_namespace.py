@@ -228,6 +228,27 @@ class TestOwnChanges:
         assert seen(ns, b"/d/000") != "ask"
         ns.check_invariants()
 
+    @pytest.mark.parametrize("first", [0, 100, 290, 299])
+    def test_or_the_piece_that_is_asked_for(self, clock: Clock, first: int) -> None:
+        ns = make(clock, entries_max=160)
+        told(ns, b"/d", DIR)
+        entries = [Entry(b"%03d" % number, b"", regular(number)) for number in range(300)]
+
+        def known() -> List[int]:
+            return [number for number in range(300) if seen(ns, b"/d/%03d" % number) != "ask"]
+
+        ns.told_listing(b"/d", entries, ns.mark())
+        held = ns.get(b"/d/007")
+        assert held is not None
+        ns.pin(held)
+        name = b"%03d" % first
+        assert ns.told_listing(b"/d", entries, ns.mark(), ahead_s=clock(), beginning_with=name)
+        assert first in known() and 150 <= len(known()) <= 151 and ns.get(b"/d/007") is held
+        before = known()
+        assert not ns.told_listing(b"/d", entries, ns.mark(), ahead_s=clock(), beginning_with=b"none")
+        assert known() == before and len(ns) <= 160 and ns.listing(b"/d") is None
+        ns.check_invariants()
+
     def test_directories_are_forgotten_by_their_own_age(self, clock: Clock) -> None:
         """Not with the root, which nobody has listed for long."""
         ns = make(clock, entries_max=40)

@@ -360,6 +360,19 @@ class TestBig:
         assert server.count("LSTAT") < len(long) / 10
         assert len(fs._ns) <= 1000
 
+    def test_it_is_so_time_and_again(
+        self, server: FakeServer, mount: Mount, long: List[bytes], clock: Clock
+    ) -> None:
+        fs = mount(server, entries_max=1000)
+        for _ in range(3):
+            clock.s += fs.lifetime_s + 1
+            before = server.count("LSTAT")
+            fs.readdir(b"/long")
+            for path in long:
+                fs.getattr(path)
+                quiet(fs)
+            assert server.count("LSTAT") - before < len(long) / 10
+
     def test_it_is_listed_no_more_often_where_names_come_in_another_order(
         self, server: FakeServer, mount: Mount, long: List[bytes]
     ) -> None:
