@@ -237,7 +237,7 @@ class Listings:
             except RuntimeError:  # closed
                 return
 
-    def _list(self, path: bytes, entries_max: int, beginning_with: Optional[bytes]) -> None:
+    def _list(self, path: bytes, entries_max: int, beginning_with: Optional[bytes] = None) -> None:
         """In a thread of our own. What fails is nobody's error yet: whoever needs it asks for it."""
         try:
             session = self._remote.session_now()
