@@ -291,22 +291,21 @@ class Namespace:
         was asked for ahead, does not fit and does not have that name.
         """
         piece = self._piece(entries, beginning_with)
-        outside = {entry.name for entry in entries} if len(piece) < len(entries) else set()
-        outside.difference_update(entry.name for entry in piece)
+        names = {entry.name for entry in piece}
+        outside = {entry.name for entry in entries if entry.name not in names}
+        if outside and ahead_s is not None and beginning_with not in names:
+            return False
         with self._lock:
             found = self._walk(path)
             if self._has_changed(found, mark):
-                return False
-            if outside and ahead_s is not None and beginning_with not in {entry.name for entry in piece}:
                 return False
             node = found or self._grow(path)
             is_lease = ahead_s is None or node.complete_until > 0.0
             lifetime_s = self._lifetime_s if is_lease else min(AHEAD_LIFETIME_S, self._lifetime_s)
             until = self._clock() + lifetime_s
             prefix = path if path.endswith(b"/") else path + b"/"
-            gone = set(node.children)
+            gone = node.children.keys() - names
             for entry in piece:
-                gone.discard(entry.name)
                 child = node.children.get(entry.name)
                 if child is not None and (child.as_of > mark or _same_type(child, entry.attrs)):
                     self._take_in(child, entry.attrs, until, mark)

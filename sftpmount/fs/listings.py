@@ -97,8 +97,7 @@ class Listings:
         Raises FsError.
         """
         for each in self._came_to_last(path):
-            as_far_as_known = 2 * self._ns.count(each) + _ENTRIES_PER_ASK
-            self._list_ahead(each, min(as_far_as_known, LISTING_ENTRIES_MAX), is_again=True)
+            self._list_ahead(each, 2 * self._ns.count(each) + _ENTRIES_PER_ASK, is_again=True)
         self._walked(path)
         with self._lock:
             running = self._running.get(path)
@@ -147,7 +146,7 @@ class Listings:
             above = self._walks.get(split(directory)[0])
             is_walk = above is not None and above.steps > 0
         if asks & (asks - 1) == 0 and (asks > 1 or is_walk):  # after the second, the fourth, the eighth...
-            self._list_ahead(directory, min(asks * _ENTRIES_PER_ASK, LISTING_ENTRIES_MAX), name)
+            self._list_ahead(directory, asks * _ENTRIES_PER_ASK, name)
             self._walked(directory)
 
     # -- who walks where ------------------------------------------------------------------------------------------------
@@ -244,7 +243,9 @@ class Listings:
             if session is None:
                 return
             mark, asked_s = self._ns.mark(), self._clock()
-            entries = self._remote.list_on(session, self._far_path(path), entries_max)
+            entries = self._remote.list_on(
+                session, self._far_path(path), min(entries_max, LISTING_ENTRIES_MAX)
+            )
             if not self._is_strange(path, entries):
                 self._ns.told_listing(path, entries, mark, ahead_s=asked_s, beginning_with=beginning_with)
         except (FsError, StatusError, ConnectionLost):
