@@ -14,7 +14,7 @@ from fs.conftest import Clock
 from fs.test_filesystem import WAIT_S, Mount, names, refused
 from fs.test_owed import create, make
 from sftp.fake_server import FakeServer, Fault, Request
-from sftpmount.fs import order
+from sftpmount.fs import listings, order
 from sftpmount.fs.filesystem import Filesystem
 from sftpmount.fs.listings import AGAIN_MAX_S, AHEAD_S, WALK_S
 from sftpmount.sftp.wire import Entry
@@ -382,6 +382,17 @@ class TestBig:
             quiet(fs)
         assert times_asked(server, b"/long") <= 10
         assert len(fs._ns) <= 1000
+
+    def test_no_more_of_it_than_a_program_would_be_given(
+        self, server: FakeServer, mount: Mount, long: List[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(listings, "LISTING_ENTRIES_MAX", 500)
+        fs = mount(server, entries_max=1000)
+        for path in long[:300]:
+            fs.getattr(path)
+            quiet(fs)
+        assert times_asked(server, b"/long") > 5
+        assert server.count("LSTAT") >= 300 and len(fs._ns) <= 310, "all were given up"
 
     def test_a_name_that_is_not_there_moves_nothing(
         self, server: FakeServer, mount: Mount, long: List[bytes]

@@ -24,6 +24,7 @@ from paramiko import Message
 
 from sftpmount import waiting
 from sftpmount.errors import ConnectionLost, HostKeyError, PolicyError, Unreachable
+from sftpmount.ssh import hardened
 from sftpmount.ssh.ciphers import Clear
 from sftpmount.ssh.config import aes_in_hardware
 from sftpmount.ssh.kex import _GROUP18_PRIME, KexGexAtLeast
@@ -638,6 +639,19 @@ def test_what_came_before_a_send_that_fails_is_handed_on(server: Sshd, how: str)
         receiver.expect_end()
         sender.join(WAIT_S)
         assert receiver.bytes == 10 and not sender.is_alive()
+
+
+def test_a_send_that_fails_does_not_wait_for_long(server: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardened, "_CLOSE_TIMEOUT_S", 0.1)
+    with closing(connect(server)) as connection:
+        packetizer, receiver = connection._transport.packetizer, Receiver()
+        channel = receiver.open(connection, "echo")
+        with packetizer._reading:  # the thread that reads is stuck
+            packetizer._socket = UnsendableSocket(packetizer._socket)
+            with pytest.raises(ConnectionLost):
+                channel.send(b"more")
+            assert not receiver.endings
+        receiver.expect_end()
 
 
 def suppress_lost(work: Callable[[], None]) -> None:
