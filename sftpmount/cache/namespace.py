@@ -1,35 +1,29 @@
-"""The tree of names we know: attributes, complete listings, absent names, each with a lifetime (a *lease*).
+"""What we know of names: attributes, complete listings, absent names, each with a lifetime (a *lease*).
 
 Invariants, checked by ``check_invariants``:
 1. A directory whose listing is complete and fresh answers for every name in it: what is not there is absent.
 2. A node that is linked under several names is one object: its links share inode number, link count and data.
-3. Inode numbers are unique among the nodes held. They are derived from the path where that is free, so that they stay the
-   same when a node is forgotten and met again.
+3. Inode numbers are unique among the nodes held (``tree``).
 4. What the server told is only taken in where nothing that we changed meanwhile contradicts it: whoever asks takes a
    ``mark()`` before the request, and what was changed after that mark is not overwritten by the older answer, nor is what a
    younger question has brought (``Node.as_of``). A rename is seen on the server before we know that it is done: until then
    nothing is taken to be gone (``renaming``).
-5. At most ``entries_max`` nodes are kept (plus those that are pinned by open files); the directories longest unused are
-   forgotten first.
-
-Paths are bytes that begin with a slash, the mount's root being b"/".
+5. At most ``entries_max`` nodes are kept, plus those that must be (``tree``).
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import hashlib
 import stat
 import threading
 import time
-from collections import OrderedDict
-from typing import Callable, Counter, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Callable, Counter, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ..sftp.wire import Attrs, Entry
 from .node import NEVER, Node
+from .tree import ROOT_INO, Tree, join, split
 
-ROOT_INO = 1
 # What was listed without a program's asking answers for no longer.
 AHEAD_LIFETIME_S = 5.0
 
@@ -48,12 +42,6 @@ class Absent(Exception):
     """The name is known not to exist."""
 
 
-def split(path: bytes) -> Tuple[bytes, bytes]:
-    """Parent and name of a path other than the root."""
-    parent, _, name = path.rpartition(b"/")
-    return parent or b"/", name
-
-
 class Namespace:
     """The cached tree. All methods are short and never touch the network."""
 
@@ -69,13 +57,10 @@ class Namespace:
         self._wall = wall
         self._lock = threading.RLock()
         self._lifetime_s = lifetime_s
-        self.entries_max = entries_max
         self._clock = clock
         self._mark = 1
-        self._inos: Set[int] = {ROOT_INO}
-        # Directories that have children, the one longest unused first.
-        self._used: OrderedDict[Node, None] = OrderedDict()
         self.root = Node(ROOT_INO, root_attrs, clock() + lifetime_s)
+        self._tree = Tree(self.root, entries_max, on_gone=self._is_gone)
         self._changes: Dict[Node, int] = {}
         # The mark of the last rename of a directory, since paths in older answers may mean another, or of the last change to
         # a node that was forgotten since.
@@ -95,7 +80,7 @@ class Namespace:
     def get(self, path: bytes) -> Optional[Node]:
         """The node last known at ``path``, fresh or not; None where none is known."""
         with self._lock:
-            return self._walk(path)
+            return self._tree.walk(path)
 
     def fresh(self, path: bytes) -> Optional[Node]:
         """The node at ``path`` if its attributes may be believed; None = ask the server; raises Absent."""
@@ -111,7 +96,7 @@ class Namespace:
         if path == b"/":
             return self.root if self.root.attrs_until > now else None
         parent_path, name = split(path)
-        parent = self._walk(parent_path)
+        parent = self._tree.walk(parent_path)
         if parent is None:
             return None
         node = parent.children.get(name)
@@ -127,8 +112,8 @@ class Namespace:
         """For status: names held and at most to be held, and how often one was known (hits) or asked for (misses)."""
         with self._lock:
             return {
-                "entries": len(self._inos),
-                "limit_entries": self.entries_max,
+                "entries": len(self._tree),
+                "limit_entries": self._tree.entries_max,
                 "hits": self._hits,
                 "misses": self._misses,
             }
@@ -141,12 +126,12 @@ class Namespace:
         With ``unchanged_since`` also None where we have changed anything in it since that mark.
         """
         with self._lock:
-            node = self._walk(path)
+            node = self._tree.walk(path)
             if node is None or node.complete_until <= self._clock():
                 return None
             if unchanged_since is not None and self._has_changed(node, unchanged_since):
                 return None
-            self._touch(node)
+            self._tree.touch(node)
             return list(node.children.items())
 
     def take_listing_ahead(self, path: bytes, since_s: float) -> Optional[List[Tuple[bytes, Node]]]:
@@ -155,20 +140,20 @@ class Namespace:
         Only where the server was asked after ``since_s``, a time of the clock, and after our last change in there.
         """
         with self._lock:
-            node = self._walk(path)
+            node = self._tree.walk(path)
             if node is None:
                 return None
             (asked_s, mark), node.ahead = node.ahead, NEVER
             if asked_s < since_s or self._has_changed(node, mark):
                 return None
             node.complete_until = max(node.complete_until, asked_s + self._lifetime_s)
-            self._touch(node)
+            self._tree.touch(node)
             return list(node.children.items())
 
     def is_listed(self, path: bytes, since_s: float, *, is_lease_enough: bool = True) -> bool:
         """True where its listing is fresh, or one ahead was asked for after ``since_s``."""
         with self._lock:
-            node = self._walk(path)
+            node = self._tree.walk(path)
             if node is None:
                 return False
             is_leased = is_lease_enough and node.complete_until > self._clock()
@@ -183,7 +168,7 @@ class Namespace:
         """True where the fresh, complete listing of a directory that is not sticky has ``path``, and other names."""
         with self._lock:
             parent_path, name = split(path)
-            parent = self._walk(parent_path)
+            parent = self._tree.walk(parent_path)
             if parent is None or parent.complete_until <= self._clock():
                 return False
             return name in parent.children and len(parent.children) > 1 and not parent.mode & stat.S_ISVTX
@@ -191,13 +176,7 @@ class Namespace:
     def path_of(self, node: Node) -> Optional[bytes]:
         """One current path of ``node``; None where it has none any more."""
         with self._lock:
-            names: List[bytes] = []
-            while node is not self.root:
-                if not node.links:
-                    return None
-                node, name = node.links[0]
-                names.append(name)
-            return b"/" + b"/".join(reversed(names))
+            return self._tree.path_of(node)
 
     def link_count(self, node: Node) -> int:
         """The names that this mount knows a file by; 1 for directories ("unknown", to find and tar)."""
@@ -206,23 +185,23 @@ class Namespace:
     def children(self, path: bytes) -> List[Tuple[bytes, Node]]:
         """The names below a directory that are known, whatever their age."""
         with self._lock:
-            directory = self._walk(path)
+            directory = self._tree.walk(path)
             return [] if directory is None else list(directory.children.items())
 
     def count(self, path: bytes) -> int:
         """How many names below a directory are known, whatever their age."""
         with self._lock:
-            directory = self._walk(path)
+            directory = self._tree.walk(path)
             return 0 if directory is None else len(directory.children)
 
     def open_nodes(self, below: Optional[bytes] = None) -> List[Node]:
         """The nodes with open handles, or with attributes that are owed: all, or those at and below a path."""
         with self._lock:
-            start = self.root if below is None else self._walk(below)
-            return [] if start is None else list(self._pinned(start))
+            start = self.root if below is None else self._tree.walk(below)
+            return [] if start is None else list(self._tree.pinned(start))
 
     def __len__(self) -> int:
-        return len(self._inos)
+        return len(self._tree)
 
     # -- what the server told -----------------------------------------------------------------------------------------
 
@@ -232,10 +211,9 @@ class Namespace:
             until = self._clock() + self._lifetime_s
             if path == b"/":
                 return self._take_in(self.root, attrs, until, mark)
-            if len(self._inos) > self.entries_max:
-                self._forget_oldest()
+            self._tree.forget_oldest()
             parent_path, name = split(path)
-            parent = self._walk(parent_path) or self._grow(parent_path)
+            parent = self._tree.walk(parent_path) or self._tree.grow(parent_path)
             node = parent.children.get(name)
             current = max(self._changes.get(parent, 0), self._moved) < mark
             if node is not None and self._moved >= mark:
@@ -247,10 +225,10 @@ class Namespace:
             if node is not None:
                 if not current or node.as_of > mark:
                     return node
-                self._unlink(parent, name)  # another client replaced it by something else
+                self._tree.unlink(parent, name)  # another client replaced it by something else
             elif not current:
                 parent.is_incomplete()  # it would show in the listing
-            return self._insert(parent, name, path, attrs, until, mark if current else 0)
+            return self._tree.insert(parent, name, path, attrs, until, mark if current else 0)
 
     def is_as_of(self, node: Node, mark: int) -> bool:
         """True where the attributes of ``node`` are no older than ``mark``, or ours; else we overtook the answer: ask again."""
@@ -261,14 +239,14 @@ class Namespace:
         """The server said that ``path`` does not exist, asked for at ``mark``."""
         with self._lock:
             parent_path, name = split(path)
-            parent = self._walk(parent_path)
+            parent = self._tree.walk(parent_path)
             if path == b"/" or parent is None or self._has_changed(parent, mark):
                 return
             node = parent.children.get(name)
             if node is not None:
                 if node.as_of > mark:
                     return
-                self._unlink(parent, name)
+                self._tree.unlink(parent, name)
             if len(parent.absent) > 10_000:
                 parent.absent.clear()
             parent.absent[name] = self._clock() + self._lifetime_s
@@ -290,20 +268,19 @@ class Namespace:
         Returns False, taking in nothing, where we changed something in that directory meanwhile: list again; also where it
         was asked for ahead, does not fit and does not have that name.
         """
-        piece = self._piece(entries, beginning_with)
+        piece = self._tree.piece(entries, beginning_with)
         names = {entry.name for entry in piece}
         outside = {entry.name for entry in entries if entry.name not in names}
         if outside and ahead_s is not None and beginning_with not in names:
             return False
         with self._lock:
-            found = self._walk(path)
+            found = self._tree.walk(path)
             if self._has_changed(found, mark):
                 return False
-            node = found or self._grow(path)
+            node = found or self._tree.grow(path)
             is_lease = ahead_s is None or node.complete_until > 0.0
             lifetime_s = self._lifetime_s if is_lease else min(AHEAD_LIFETIME_S, self._lifetime_s)
             until = self._clock() + lifetime_s
-            prefix = path if path.endswith(b"/") else path + b"/"
             gone = node.children.keys() - names
             for entry in piece:
                 child = node.children.get(entry.name)
@@ -311,31 +288,21 @@ class Namespace:
                     self._take_in(child, entry.attrs, until, mark)
                     continue
                 if child is not None:
-                    self._unlink(node, entry.name)
-                self._insert(node, entry.name, prefix + entry.name, entry.attrs, until, mark)
+                    self._tree.unlink(node, entry.name)
+                self._tree.insert(node, entry.name, join(path, entry.name), entry.attrs, until, mark)
             for name in gone:
                 child = node.children[name]
-                if self._can_go(child) if name in outside else child.as_of <= mark:
-                    self._unlink(node, name)
+                if self._tree.can_go(child) if name in outside else child.as_of <= mark:
+                    self._tree.unlink(node, name)
             node.absent.clear()
             if is_lease:
                 node.complete_until = until
             node.ahead = NEVER if ahead_s is None else (ahead_s, mark)
             if outside:
                 node.is_incomplete()
-            self._touch(node)
-            self._forget_oldest()
+            self._tree.touch(node)
+            self._tree.forget_oldest()
             return True
-
-    def _piece(self, entries: Sequence[Entry], beginning_with: Optional[bytes]) -> Sequence[Entry]:
-        """As many as are kept of one directory."""
-        room = self.entries_max * 15 // 16
-        if len(entries) <= room:
-            return entries
-        names = (entry.name for entry in entries)
-        begin = next((at for at, name in enumerate(names) if name == beginning_with), 0)
-        begin = min(begin, len(entries) - room)
-        return entries[begin : begin + room]
 
     # -- what we changed ----------------------------------------------------------------------------------------------
 
@@ -343,7 +310,7 @@ class Namespace:
         """We made ``path``; a directory is ``complete`` from birth, so that nothing in it need be asked for."""
         with self._lock:
             parent_path, name = split(path)
-            parent = self._walk(parent_path) or self._grow(parent_path)
+            parent = self._tree.walk(parent_path) or self._tree.grow(parent_path)
             self._changed_in(parent)
             node = parent.children.get(name)
             if node is not None and _same_type(node, attrs) and not complete:
@@ -352,48 +319,48 @@ class Namespace:
                 node.as_of = self._mark
                 return node
             if node is not None:
-                self._unlink(parent, name)
-            node = self._insert(parent, name, path, attrs, self._clock() + self._lifetime_s, self._mark)
+                self._tree.unlink(parent, name)
+            node = self._tree.insert(parent, name, path, attrs, self._clock() + self._lifetime_s, self._mark)
             if complete:
                 node.complete_until = self._clock() + self._lifetime_s
-            self._forget_oldest()
+            self._tree.forget_oldest()
             return node
 
     def linked(self, node: Node, path: bytes) -> None:
         """We made ``path`` a further hard link of ``node``."""
         with self._lock:
             parent_path, name = split(path)
-            parent = self._walk(parent_path) or self._grow(parent_path)
+            parent = self._tree.walk(parent_path) or self._tree.grow(parent_path)
             self._changed_in(parent)
             if name in parent.children:
-                self._unlink(parent, name)
+                self._tree.unlink(parent, name)
             parent.children[name] = node
             parent.absent.pop(name, None)
             node.links.append((parent, name))
             node.changed = self._mark
             node.aliased = True
-            self._touch(parent)
+            self._tree.touch(parent)
 
     def removed(self, path: bytes) -> None:
         """We removed ``path``."""
         with self._lock:
             parent_path, name = split(path)
-            parent = self._walk(parent_path)
+            parent = self._tree.walk(parent_path)
             if parent is None:
                 return
             self._changed_in(parent)
             if name in parent.children:
                 if parent.children[name].is_dir:
                     self._moved = self._mark
-                self._unlink(parent, name)
+                self._tree.unlink(parent, name)
             parent.absent[name] = self._clock() + self._lifetime_s
 
     @contextlib.contextmanager
     def renaming(self, old: bytes) -> Iterator[None]:
         """While the server is told to rename ``old``, from before until ``renamed``: that a name is gone may be our doing."""
         with self._lock:
-            node = self._walk(old)
-            parent = None if node is None or node.is_dir else self._walk(split(old)[0])
+            node = self._tree.walk(old)
+            parent = None if node is None or node.is_dir else self._tree.walk(split(old)[0])
             self._renaming[parent] += 1
         try:
             yield
@@ -407,8 +374,8 @@ class Namespace:
         """We renamed ``old`` to ``new``, replacing what was there."""
         with self._lock:
             (old_parent_path, old_name), (new_parent_path, new_name) = split(old), split(new)
-            new_parent = self._walk(new_parent_path) or self._grow(new_parent_path)
-            old_parent = self._walk(old_parent_path)
+            new_parent = self._tree.walk(new_parent_path) or self._tree.grow(new_parent_path)
+            old_parent = self._tree.walk(old_parent_path)
             self._changed_in(new_parent)
             if old_parent is not None:
                 self._changed_in(old_parent)
@@ -417,7 +384,7 @@ class Namespace:
             if target is not None:
                 if target is node:
                     return  # two links of one file: POSIX rename leaves both
-                self._unlink(new_parent, new_name)
+                self._tree.unlink(new_parent, new_name)
             if node is not None and old_parent is not None:
                 del old_parent.children[old_name]
                 node.links.remove((old_parent, old_name))
@@ -425,7 +392,7 @@ class Namespace:
                 new_parent.children[new_name] = node
                 new_parent.absent.pop(new_name, None)
                 node.changed = self._mark
-                self._touch(new_parent)
+                self._tree.touch(new_parent)
                 if node.is_dir:
                     self._moved = self._mark
             else:
@@ -471,13 +438,13 @@ class Namespace:
     def distrust_path(self, path: bytes) -> None:
         """Ask the server about ``path`` and the listing it stands in; an operation on it failed or its outcome is odd."""
         with self._lock:
-            node = self._walk(path)
+            node = self._tree.walk(path)
             if node is not None:
                 node.attrs_until = 0.0
                 node.is_incomplete()
             if path != b"/":
                 parent_path, name = split(path)
-                parent = self._walk(parent_path)
+                parent = self._tree.walk(parent_path)
                 if parent is not None:
                     parent.is_incomplete()
                     parent.absent.pop(name, None)
@@ -491,55 +458,14 @@ class Namespace:
         """A handle of ``node`` was closed."""
         with self._lock:
             node.pins -= 1
-            if not node.pins and not node.links and node is not self.root:
-                self._inos.discard(node.ino)
+            self._tree.free_number(node)
 
-    # -- the tree, under the lock -----------------------------------------------------------------------------------
+    def check_invariants(self) -> None:
+        """Raise AssertionError where invariants 2, 3 or 5 do not hold."""
+        with self._lock:
+            self._tree.check_invariants()
 
-    def _walk(self, path: bytes) -> Optional[Node]:
-        node = self.root
-        for name in path.split(b"/"):
-            if name:
-                found = node.children.get(name)
-                if found is None:
-                    return None
-                node = found
-        return node
-
-    def _grow(self, path: bytes) -> Node:
-        """The node of ``path``, made of unknown directories where need be (the kernel may know names we have forgotten)."""
-        node, grown = self.root, b""
-        for name in path.split(b"/"):
-            if name:
-                grown += b"/" + name
-                found = node.children.get(name)
-                if found is None:
-                    node.is_incomplete()  # the listing did not have it: it is a guess
-                    found = self._insert(node, name, grown, Attrs(mode=stat.S_IFDIR | 0o700), 0.0)
-                node = found
-        return node
-
-    def _insert(
-        self, parent: Node, name: bytes, path: bytes, attrs: Attrs, until: float, mark: int = 0
-    ) -> Node:
-        node = Node(self._new_ino(path), attrs, until)
-        node.as_of = mark
-        node.links.append((parent, name))
-        parent.children[name] = node
-        parent.absent.pop(name, None)
-        self._touch(parent)
-        return node
-
-    def _new_ino(self, path: bytes) -> int:
-        salt = b""
-        while True:
-            digest = hashlib.blake2b(path + salt, digest_size=8).digest()
-            # Below 2**62: some programs keep inode numbers in signed or floating numbers of their own.
-            ino = int.from_bytes(digest, "big") >> 2
-            if ino > ROOT_INO and ino not in self._inos:
-                self._inos.add(ino)
-                return ino
-            salt += b"\0+"
+    # -- under the lock ---------------------------------------------------------------------------------------------
 
     def _take_in(self, node: Node, attrs: Attrs, until: float, mark: int) -> Node:
         if node.changed < mark and node.as_of <= mark and node.owed is None:
@@ -554,18 +480,9 @@ class Namespace:
             node.attrs_until = until if attrs.mode else 0.0
         return node
 
-    def _unlink(self, parent: Node, name: bytes) -> None:
-        node = parent.children.pop(name)
-        node.links.remove((parent, name))
-        if node.links:
-            return
-        for child_name in list(node.children):
-            self._unlink(node, child_name)
-        self._used.pop(node, None)
+    def _is_gone(self, node: Node) -> None:
         # Answers that are older than what we changed in it must not be taken in when it is met again.
         self._moved = max(self._moved, node.changed, self._changes.pop(node, 0))
-        if not node.pins:
-            self._inos.discard(node.ino)
 
     def _has_changed(self, directory: Optional[Node], mark: int) -> bool:
         """True where an answer that was asked for at ``mark`` proves nothing about what is not in it."""
@@ -580,54 +497,3 @@ class Namespace:
         parent.changed = self._mark
         # The server sets its mtime to about now; to ask for it after every change would cost a round trip per file.
         parent.attrs = parent.attrs._replace(mtime=int(self._wall()))
-
-    def _touch(self, directory: Node) -> None:
-        self._used[directory] = None
-        self._used.move_to_end(directory)
-
-    def _forget_oldest(self) -> None:
-        """Directories below one that is forgotten have a time of their own. Of the one used last the first names are kept."""
-        newest = next(reversed(self._used), None)
-        tries = len(self._used)
-        while len(self._inos) > self.entries_max and tries > 0:
-            tries -= 1
-            directory, _ = self._used.popitem(last=False)
-            directory.absent.clear()
-            going = [name for name, child in directory.children.items() if self._can_go(child)]
-            if directory is newest:
-                going = going[self.entries_max * 15 // 16 - len(self._inos) :]
-            if going:
-                directory.is_incomplete()
-            for name in going:
-                self._unlink(directory, name)
-            if directory.children:
-                self._touch(directory)
-
-    def _can_go(self, child: Node) -> bool:
-        return child not in self._used and not child.pins and child.owed is None
-
-    def _pinned(self, start: Node) -> Iterator[Node]:
-        nodes = [start]
-        seen: Set[Node] = set()
-        while nodes:
-            node = nodes.pop()
-            if (node.pins or node.owed is not None) and node not in seen:
-                seen.add(node)
-                yield node
-            nodes.extend(node.children.values())
-
-    def check_invariants(self) -> None:
-        """Raise AssertionError where invariants 2, 3 or 5 do not hold."""
-        with self._lock:
-            seen: Dict[int, Node] = {}
-            nodes = [self.root]
-            while nodes:
-                node = nodes.pop()
-                assert seen.setdefault(node.ino, node) is node, f"inode {node.ino} twice"
-                assert node.ino in self._inos
-                for name, child in node.children.items():
-                    assert (node, name) in child.links, (name, child.links)
-                    if child.ino not in seen:
-                        nodes.append(child)
-                if node.children:
-                    assert node in self._used

@@ -14,8 +14,9 @@ from typing import Callable, Deque, Dict, List, Optional, Set
 
 from .. import waiting
 from ..cache.blocks import BLOCK_BYTES
-from ..cache.namespace import Absent, Namespace, split
+from ..cache.namespace import Absent, Namespace
 from ..cache.node import Node
+from ..cache.tree import split
 from ..errors import ConnectionLost, FsError
 from ..sftp.remote import Remote
 from . import order

@@ -20,8 +20,9 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar
 
 from .. import waiting
 from ..cache.blocks import FileCache
-from ..cache.namespace import Absent, Namespace, split
+from ..cache.namespace import Absent, Namespace
 from ..cache.node import Node
+from ..cache.tree import split
 from ..errors import ConnectionLost, FsError, RemoteDirectoryError
 from ..sftp import wire
 from ..sftp.remote import FSYNC, HARDLINK, POSIX_RENAME, STATVFS, Remote

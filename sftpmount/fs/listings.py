@@ -16,8 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from .. import waiting
-from ..cache.namespace import Namespace, split
+from ..cache.namespace import Namespace
 from ..cache.node import Node
+from ..cache.tree import join, split
 from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.remote import Remote
 from ..sftp.remote_names import LISTING_ENTRIES_MAX
@@ -196,7 +197,7 @@ class Listings:
             ]
             above.tried.update(next_ones)
         for each in next_ones:
-            self._list_ahead((b"" if parent == b"/" else parent) + b"/" + each, _ENTRIES_PER_ASK * window)
+            self._list_ahead(join(parent, each), _ENTRIES_PER_ASK * window)
 
     def _came_to_last(self, path: bytes) -> List[bytes]:
         """The directories below ``path`` that a program went on to a while ago, one below the other.
@@ -207,7 +208,7 @@ class Listings:
         with self._lock:
             here = self._walks.get(path)
             while here is not None and here.recent and len(found) < _WAY_MAX:
-                path = (b"" if path == b"/" else path) + b"/" + here.recent[-1]
+                path = join(path, here.recent[-1])
                 here = self._walks.get(path)
                 if here is None or self._clock() - here.last_s > WALK_S:
                     break

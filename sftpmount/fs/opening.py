@@ -11,8 +11,9 @@ import os
 import stat
 from typing import Callable, Optional, Tuple
 
-from ..cache.namespace import Absent, Namespace, split
+from ..cache.namespace import Absent, Namespace
 from ..cache.node import Node
+from ..cache.tree import split
 from ..errors import FsError
 from ..sftp import wire
 from ..sftp.remote import Remote

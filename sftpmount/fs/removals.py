@@ -27,8 +27,9 @@ from typing import Callable, Dict, List, Optional, Set
 
 from .. import waiting
 from ..cache.blocks import FileCache
-from ..cache.namespace import Namespace, split
+from ..cache.namespace import Namespace
 from ..cache.node import Node
+from ..cache.tree import join, split
 from ..errors import ConnectionLost, FsError, StatusError
 from ..sftp.lane import Pending
 from ..sftp.remote import Remote
@@ -130,7 +131,7 @@ class Removals:
                 self._rows.pop(path, None)
                 self._rows.pop(beside, None)
         if self._under_way:
-            below = b"/" if path == b"/" else path + b"/"
+            below = join(path, b"")
             self._settle(lambda each: each in (path, beside) or each.startswith(below))
 
     def _settle(self, concerns: Callable[[bytes], bool]) -> Set[bytes]:

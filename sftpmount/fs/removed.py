@@ -20,6 +20,7 @@ from typing import Callable, Deque, Dict, Optional, Set, Tuple
 from .. import waiting
 from ..cache.namespace import Namespace
 from ..cache.node import Node
+from ..cache.tree import join
 from ..errors import FsError
 from ..sftp.remote import Remote
 
@@ -129,7 +130,7 @@ class RemovedFiles:
         if len(node.links) > 1 or self._is_being_released(node):
             self._remote.unlink(far_old)
         else:
-            place = (b"" if self.root == b"/" else self.root) + b"/" + PREFIX + secrets.token_hex(8).encode()
+            place = join(self.root, PREFIX + secrets.token_hex(8).encode())
             try:
                 self._move(node, far_old, place)
             except FsError as error:

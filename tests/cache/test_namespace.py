@@ -10,8 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sftpmount.cache.namespace import ROOT_INO, Absent, Namespace, split
+from sftpmount.cache.namespace import Absent, Namespace
 from sftpmount.cache.node import Node
+from sftpmount.cache.tree import ROOT_INO, split
 from sftpmount.sftp.wire import Attrs, Entry
 
 LIFETIME_S = 20.0
