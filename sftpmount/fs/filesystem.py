@@ -265,6 +265,14 @@ class Filesystem:
             return shown._replace(nlink=shown.nlink + 1)
         return self.stat_of(self._look_up(path))
 
+    def known(self, path: bytes) -> Optional[Stat]:
+        """Attributes of ``path``, None where the server would have to be asked or there is more to say than that."""
+        try:
+            node = None if self._removed.node_at(path) is not None else self._ns.fresh(path)
+        except Absent:
+            return None
+        return None if node is None else self.stat_of(node)
+
     def _look_up(self, path: bytes) -> Node:
         removed = self._removed.node_at(path)
         if removed is not None:

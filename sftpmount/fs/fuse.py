@@ -11,6 +11,7 @@ kernel was told a moment ago (close-to-open: the kernel would cut reads at the o
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import errno
@@ -19,6 +20,7 @@ import logging
 import os
 import shutil
 import stat
+import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
@@ -29,8 +31,9 @@ from ..errors import FsError, FuseUnavailable, MountpointError
 from .callers import Callers
 from .filesystem import UNKNOWN_INO, Filesystem
 from .handles import Handle, Stat
-from .libfuse import declare, own_main
+from .libfuse import Ask, Work, declare, own_main
 from .loop import Loop
+from .readdirplus import LATE_S, ReadDirPlus
 from .removed import is_libfuse_name
 from .small_writes import SmallWrites
 
@@ -116,17 +119,20 @@ class _Adapter(_Base):  # type: ignore[misc]
         self._numbers = itertools.count(1)
         # What the kernel was last told: node id -> (size, when). Entries older than the attribute timeout mean nothing.
         self._told: Dict[int, Tuple[int, float]] = {}
+        self._thread = _Thread()
         encoded = {
             name: _latin1(value) if isinstance(value, str) else value for name, value in options.items()
         }
         fuse._libfuse.fuse_main_real = own_main(fuse._libfuse, MAX_WRITE_BYTES, self._serve)
         super().__init__(_Operations(), _latin1(mountpoint), raw_fi=True, encoding="latin-1", **encoded)
 
-    def _serve(self, device: int, buffer_bytes: int, work: Callable[[int, int], None]) -> None:
+    def _serve(self, device: int, buffer_bytes: int, work: Work, ask: Ask) -> None:
         """Until the mount ends."""
+        readdirplus = ReadDirPlus(device, ask, self._thread.only_what_is_known)
 
         def work_off(address: int, length: int) -> None:
-            work(address, length)
+            if not readdirplus(address, length):
+                work(address, length)
             self._callers.request_ended()
 
         small_writes = SmallWrites(device, self._handles, self._fs.files.try_write)
@@ -167,7 +173,8 @@ class _Adapter(_Base):  # type: ignore[misc]
         st.st_ctimespec.tv_sec = value.mtime  # SFTP v3 has no ctime
         if not stat.S_ISDIR(value.mode):
             now = time.monotonic()
-            self._told[value.ino] = (value.size, now)
+            # What is told of a whole directory comes to the kernel a while later.
+            self._told[value.ino] = (value.size, now + LATE_S if self._thread.asks_nobody else now)
             if len(self._told) > TOLD_MAX:
                 old = now - 3 * ATTR_TIMEOUT_S
                 self._told = {ino: told for ino, told in self._told.copy().items() if told[1] > old}
@@ -181,7 +188,10 @@ class _Adapter(_Base):  # type: ignore[misc]
 
     def getattr(self, path: Optional[bytes], buf: Any) -> int:
         ctypes.memset(buf, 0, ctypes.sizeof(fuse.c_stat))
-        self._fill_stat(buf.contents, self._fs.getattr(path))
+        shown = self._fs.known(path) if self._thread.asks_nobody and path else self._fs.getattr(path)
+        if shown is None:
+            return -errno.EAGAIN
+        self._fill_stat(buf.contents, shown)
         return 0
 
     def fgetattr(self, path: Optional[bytes], buf: Any, fip: Any) -> int:
@@ -395,6 +405,21 @@ def _interrupted_program() -> Optional[int]:
         return None
     pid: int = fuse.fuse_get_context()[2]
     return pid
+
+
+class _Thread(threading.local):
+    """What is to be known of the thread that asks."""
+
+    asks_nobody = False
+
+    @contextlib.contextmanager
+    def only_what_is_known(self) -> Iterator[None]:
+        """Within it, the server is not asked for attributes."""
+        self.asks_nobody = True
+        try:
+            yield
+        finally:
+            self.asks_nobody = False
 
 
 class _Directory:
