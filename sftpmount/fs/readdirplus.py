@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from struct import Struct
-from typing import Callable, ContextManager, Iterator, List, NamedTuple
+from typing import Callable, ContextManager, Iterator, List, NamedTuple, Optional
 
 from .libfuse import IN_HEADER, OUT_HEADER
 
@@ -58,38 +58,60 @@ class ReadDirPlus:
         if ctypes.c_uint32.from_address(address + _OPCODE_AT).value != _READDIRPLUS:
             return False
         request = ctypes.string_at(address, length)
-        _, _, unique, directory, *caller = IN_HEADER.unpack_from(request)
+        try:
+            self._answer(request)
+        except Exception:
+            log.exception("READDIRPLUS failed in a way that is not foreseen")
+            self._send(request, errno.EIO, b"")
+        return True
+
+    def _answer(self, request: bytes) -> None:
         (room,) = _READ_IN.unpack_from(request, IN_HEADER.size)
-
-        def ask(opcode: int, body: bytes, node: int = directory) -> bytes:
-            return self._ask(IN_HEADER.pack(IN_HEADER.size + len(body), opcode, unique, node, *caller) + body)
-
-        listing = ask(_READDIR, request[IN_HEADER.size :])
+        listing = self._ask_as(request, _READDIR, request[IN_HEADER.size :])
+        error, names = OUT_HEADER.unpack_from(listing)[1], _names(listing[OUT_HEADER.size :])
         entries: List[bytes] = []
         dirents: List[bytes] = []
+        began_s = time.monotonic()
         with self._known_only():
-            began_s = time.monotonic()
-            for name, dirent in _names(listing[OUT_HEADER.size :]):
+            for name, dirent in names:
                 room -= _ENTRY_BYTES + len(dirent)
                 if room < 0 or (dirents and time.monotonic() - began_s > _LOOKING_S):
                     break
-                # The kernel takes these two from elsewhere, and would not count that they were looked up.
-                found = b"" if name in (b".", b"..") else ask(_LOOKUP, name + b"\0")[OUT_HEADER.size :]
-                entries.append(found or bytes(_ENTRY_BYTES))
+                entries.append(self._entry(request, name))
                 dirents.append(dirent)
         if time.monotonic() - began_s > LATE_S:
             entries = [_not_believed(entry) for entry in entries]
         body = b"".join(part for pair in zip(entries, dirents) for part in pair)
-        error = OUT_HEADER.unpack_from(listing)[1]
-        try:
-            os.write(self._device, OUT_HEADER.pack(OUT_HEADER.size + len(body), error, unique) + body)
-        except OSError as problem:
-            if problem.errno not in (errno.ENOENT, errno.ENODEV):  # nobody waits for it; the mount has ended
-                log.error("answering READDIRPLUS: %s", problem.strerror)
+        if not self._send(request, -error, body):
             for entry in entries:
                 (node,) = _NODE_ID.unpack_from(entry)
                 if node:
-                    ask(_FORGET, _NODE_ID.pack(1), node)
+                    self._ask_as(request, _FORGET, _NODE_ID.pack(1), node)
+
+    def _entry(self, request: bytes, name: bytes) -> bytes:
+        """struct fuse_entry_out, all zero where nothing is told but the name."""
+        if name in (b".", b".."):  # the kernel does not count them as looked up
+            return bytes(_ENTRY_BYTES)
+        reply = self._ask_as(request, _LOOKUP, name + b"\0")
+        return reply[OUT_HEADER.size :] or bytes(_ENTRY_BYTES)
+
+    def _ask_as(self, request: bytes, opcode: int, body: bytes, node: Optional[int] = None) -> bytes:
+        """As who sent ``request``, of its directory if of no other ``node``."""
+        _, _, unique, directory, *caller = IN_HEADER.unpack_from(request)
+        header = IN_HEADER.pack(
+            IN_HEADER.size + len(body), opcode, unique, directory if node is None else node, *caller
+        )
+        return self._ask(header + body)
+
+    def _send(self, request: bytes, error: int, body: bytes) -> bool:
+        """False where the kernel did not take it."""
+        unique = IN_HEADER.unpack_from(request)[2]
+        try:
+            os.write(self._device, OUT_HEADER.pack(OUT_HEADER.size + len(body), -error, unique) + body)
+        except OSError as problem:
+            if problem.errno not in (errno.ENOENT, errno.ENODEV):  # nobody waits for it; the mount has ended
+                log.error("answering READDIRPLUS: %s", problem.strerror)
+            return False
         return True
 
 

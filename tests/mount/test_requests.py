@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Callable, List, Type
+from typing import Callable, List, Tuple, Type
 
 import pytest
 
@@ -80,6 +80,76 @@ def test_libfuse_sees_of_small_writes_what_fills_a_request(sshd: Sshd, tmp_path:
         across_blocks = len(data) // BLOCK_BYTES if BLOCK_BYTES % size else 0
         assert len(writes(mount)) <= across_blocks + len(data) // (REQUEST_BYTES - size) + 1
         assert (mount.served / "file").read_bytes() == data
+
+
+def looked_up(mount: Mount) -> int:
+    """How often the kernel asked for a name: what is asked of libfuse for a listing has the listing's number."""
+    requests = re.findall(r"^unique: (\d+), opcode: (\w+) ", mount.log_text(), re.MULTILINE)
+    listings = {unique for unique, opcode in requests if opcode == "READDIR"}
+    return sum(1 for unique, opcode in requests if opcode == "LOOKUP" and unique not in listings)
+
+
+def shown(path: Path) -> List[Tuple[str, int, int, int]]:
+    """Names and attributes as a program sees them that looks at each name when it comes to it."""
+    with os.scandir(path) as entries:
+        stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    return sorted((name, each.st_mode, each.st_size, int(each.st_mtime)) for name, each in stats)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "at_most", "at_least"),
+    [
+        (Mount, (), 10, 0),
+        (Mount, ("-o", "dcache_timeout=0"), 1000, 300),  # nothing is known
+        (OldKernel, (), 1000, 300),
+        (AnotherLibrary, (), 1000, 300),
+    ],
+)
+def test_names_come_with_their_attributes(
+    sshd: Sshd, tmp_path: Path, kind: Type[Mount], options: Tuple[str, ...], at_most: int, at_least: int
+) -> None:
+    served = sshd.tree / tmp_path.name
+    (served / "many").mkdir(parents=True)
+    for number in range(300):
+        (served / "many" / f"file-{number}").write_bytes(bytes(number))
+    (served / "many" / "directory").mkdir()
+    (served / "many" / "link").symlink_to("file-1")
+    with kind(sshd, tmp_path, "-d", *options, subdir=tmp_path.name) as mount:
+        assert shown(mount.path / "many") == shown(served / "many")
+        assert mount.unmount() == 0
+        assert at_least <= looked_up(mount) <= at_most
+
+
+def test_the_kernel_and_libfuse_count_the_same(mount: Mount, tmp_path: Path) -> None:
+    """libfuse ends the mount where the kernel forgets what it was not told."""
+    directory = mount.served / tmp_path.name
+    for number in range(30):
+        (directory / str(number)).mkdir(parents=True)
+        (directory / str(number) / "file").write_bytes(bytes(number))
+    here = mount.path / tmp_path.name
+    for _ in range(3):
+        for each in [directory, *directory.iterdir()]:
+            assert shown(here / each.relative_to(directory)) == shown(each)
+        Path("/proc/sys/vm/drop_caches").write_text("2", encoding="ascii")
+    subprocess.run(["rm", "-r", here], check=True)
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("length", [0, 3, 5000])
+def test_a_size_that_a_listing_told_does_not_cut_what_is_read(
+    mount: Mount, tmp_path: Path, length: int
+) -> None:
+    """Close-to-open, however lately the kernel was told."""
+    directory = mount.served / tmp_path.name
+    directory.mkdir()
+    for number in range(20):
+        (directory / str(number)).write_bytes(bytes(100))
+    here = mount.path / tmp_path.name
+    for number in range(20):
+        with os.scandir(here) as entries:
+            assert next(entry.stat().st_size for entry in entries if entry.name == str(number)) == 100
+        (directory / str(number)).write_bytes(noise(length))
+        assert (here / str(number)).read_bytes() == noise(length)
 
 
 def test_another_library_than_libfuse_2_is_refused(sshd: Sshd, tmp_path: Path) -> None:
