@@ -92,6 +92,14 @@ class Namespace:
                 self._misses += 1
             return node
 
+    def known(self, path: bytes) -> Optional[Node]:
+        """The same where nobody has asked for it yet; None also where it is absent."""
+        with self._lock:
+            try:
+                return self._fresh(path, self._clock())
+            except Absent:
+                return None
+
     def _fresh(self, path: bytes, now: float) -> Optional[Node]:
         if path == b"/":
             return self.root if self.root.attrs_until > now else None

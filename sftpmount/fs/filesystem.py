@@ -267,10 +267,7 @@ class Filesystem:
 
     def known(self, path: bytes) -> Optional[Stat]:
         """Attributes of ``path``, None where the server would have to be asked or there is more to say than that."""
-        try:
-            node = None if self._removed.node_at(path) is not None else self._ns.fresh(path)
-        except Absent:
-            return None
+        node = None if self._removed.node_at(path) is not None else self._ns.known(path)
         return None if node is None else self.stat_of(node)
 
     def _look_up(self, path: bytes) -> Node:

@@ -36,12 +36,11 @@ from .loop import Loop
 from .readdirplus import LATE_S, ReadDirPlus
 from .removed import is_libfuse_name
 from .small_writes import SmallWrites
+from .told import ATTR_TIMEOUT_S, Told
 
 log = logging.getLogger(__name__)
 
-ATTR_TIMEOUT_S = 0.01
 ENTRY_TIMEOUT_S = 1.0
-TOLD_MAX = 4096
 MAX_READ_BYTES = 131072
 MAX_WRITE_BYTES = 1048576
 # utimensat(2): nanoseconds that stand for "now" and "leave".
@@ -117,8 +116,7 @@ class _Adapter(_Base):  # type: ignore[misc]
         self._callers = Callers(on_forced, _interrupted_program)
         self._handles: Dict[int, Any] = {}
         self._numbers = itertools.count(1)
-        # What the kernel was last told: node id -> (size, when). Entries older than the attribute timeout mean nothing.
-        self._told: Dict[int, Tuple[int, float]] = {}
+        self._told = Told()
         self._thread = _Thread()
         encoded = {
             name: _latin1(value) if isinstance(value, str) else value for name, value in options.items()
@@ -172,12 +170,8 @@ class _Adapter(_Base):  # type: ignore[misc]
         st.st_mtimespec.tv_sec = value.mtime
         st.st_ctimespec.tv_sec = value.mtime  # SFTP v3 has no ctime
         if not stat.S_ISDIR(value.mode):
-            now = time.monotonic()
             # What is told of a whole directory comes to the kernel a while later.
-            self._told[value.ino] = (value.size, now + LATE_S if self._thread.asks_nobody else now)
-            if len(self._told) > TOLD_MAX:
-                old = now - 3 * ATTR_TIMEOUT_S
-                self._told = {ino: told for ino, told in self._told.copy().items() if told[1] > old}
+            self._told.tell(value.ino, value.size, LATE_S if self._thread.asks_nobody else 0.0)
 
     # -- looking --------------------------------------------------------------------------------------------------------
 
@@ -321,27 +315,19 @@ class _Adapter(_Base):  # type: ignore[misc]
             # The kernel looked the name up a moment ago: ESTALE makes it look again, so that O_CREAT still creates.
             raise FsError(errno.ESTALE) if error.errno == errno.ENOENT else error from None
         # Another client may have changed it: the old size would cut our reads.
-        self._wait_out_old_size(handle.node, handle.file.size)
+        self._wait_out_attributes(handle.node, handle.file.size)
         fi.keep_cache = 1 if handle.trusted else 0
         # Each name of a hard link has pages of its own in the kernel: only without them do all see the same bytes.
         fi.direct_io = 1 if handle.node.aliased else 0
         fi.fh = self._new_handle(handle)
         return 0
 
-    def _wait_out_old_size(self, node: Node, size: int) -> None:
-        """The kernel was told another size a moment ago: let it forget that before it hears that we are done."""
-        told = self._told.get(node.ino)
-        if told is not None and told[0] != size:
-            self._wait_out_attributes(node)
-
-    def _wait_out_attributes(self, node: Node) -> None:
-        told = self._told.get(node.ino)
-        if told is not None:
-            # The kernel counts in ticks of up to 10 ms.
-            remaining_s = told[1] + ATTR_TIMEOUT_S + 0.01 - time.monotonic()
-            if remaining_s > 0:
-                waiting.step_aside()
-                time.sleep(remaining_s)
+    def _wait_out_attributes(self, node: Node, size: Optional[int] = None) -> None:
+        """Let the kernel forget what it was told of this file, but for its being of that size, before it hears that we are done."""
+        believed_s = self._told.believed_s(node.ino, size)
+        if believed_s > 0.0:
+            waiting.step_aside()
+            time.sleep(believed_s)
 
     def _show_to_other_links(self, node: Node) -> None:
         """The kernel holds each name of a hard link apart: what we changed through one must show through the others."""
@@ -367,7 +353,7 @@ class _Adapter(_Base):  # type: ignore[misc]
         else:
             taken = self._write_blocks(handle, ctypes.addressof(buf.contents), size, offset)
         if handle.node.aliased:
-            self._wait_out_old_size(handle.node, handle.file.size)
+            self._wait_out_attributes(handle.node, handle.file.size)
         return taken
 
     def _write_blocks(self, handle: Handle, address: int, size: int, offset: int) -> int:

@@ -1,9 +1,9 @@
 """READDIRPLUS, which libfuse 2 does not know: names with their attributes, made of its READDIR and a LOOKUP of each.
 
 A program that lists a directory mostly looks at each name then (ls -l, rsync, tar, rm): to the kernel a question for each, and
-without distance most of its time goes into waking who answers. One answer here tells of many; where programs only list, the
-kernel stays with READDIR (FUSE_READDIRPLUS_AUTO). Of names that would have to be asked for on the server, the kernel is
-given the name alone, and asks when a program does.
+without distance most of its time goes into waking who answers. One answer here tells of many. The kernel asks so for the
+first names of each directory, and goes on as a program does, which looks at them or not (FUSE_READDIRPLUS_AUTO). Of names
+that would have to be asked for on the server, it is given the name alone, and asks when a program does.
 
 Requests and replies are those of include/uapi/linux/fuse.h.
 """
@@ -18,6 +18,7 @@ import time
 from struct import Struct
 from typing import Callable, ContextManager, Iterator, List, NamedTuple, Optional
 
+from .. import waiting
 from .libfuse import IN_HEADER, OUT_HEADER
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 # From the first look to the reply: attributes that are older when the kernel hears of them are not to be believed.
 LATE_S = 0.015
 _LOOKING_S = 0.01  # then the reply is sent as it is, and the kernel asks for the rest
+_ALONE = 16  # names that are looked up before other requests are looked for
 _OPCODE_AT = 4
 _LOOKUP, _FORGET, _READDIR, _READDIRPLUS = 1, 2, 28, 44
 _READ_IN = Struct("=16xI20x")  # size
@@ -77,6 +79,8 @@ class ReadDirPlus:
                 room -= _ENTRY_BYTES + len(dirent)
                 if room < 0 or (dirents and time.monotonic() - began_s > _LOOKING_S):
                     break
+                if len(dirents) % _ALONE == 0:
+                    waiting.let_others()
                 entries.append(self._entry(request, name))
                 dirents.append(dirent)
         if time.monotonic() - began_s > LATE_S:

@@ -84,6 +84,17 @@ class TestLeases:
         clock.s += LIFETIME_S + 0.1
         assert seen(ns, b"/a") == "ask"
 
+    def test_what_nobody_asked_for_is_not_counted(self, ns: Namespace, clock: Clock) -> None:
+        node = told(ns, b"/a", regular(1))
+        ns.told_absent(b"/none", ns.mark())
+        before = ns.state()
+        assert ns.known(b"/a") is node
+        assert ns.known(b"/b") is None
+        assert ns.known(b"/none") is None
+        clock.s += LIFETIME_S + 0.1
+        assert ns.known(b"/a") is None
+        assert ns.state() == before
+
     def test_and_listings(self, ns: Namespace, clock: Clock) -> None:
         assert list_in(ns, b"/", a=regular(1), d=DIR)
         assert [name for name, _ in ns.listing(b"/") or []] == [b"a", b"d"]

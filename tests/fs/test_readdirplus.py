@@ -218,3 +218,13 @@ def test_what_the_kernel_did_not_take_is_forgotten(
     assert kernel.send(READDIRPLUS, struct.pack("=QQIIQII", 1, 0, 4096, 0, 0, 0, 0))
     assert libfuse.counts == {102: 0, 104: 0}
     assert ("answering READDIRPLUS" in caplog.text) == (code == errno.EINVAL)
+
+
+def test_others_are_let_go_first(libfuse: Libfuse, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every so many names, where requests of other programs are waiting."""
+    asked: List[int] = []
+    monkeypatch.setattr(module.waiting, "let_others", lambda: asked.append(len(libfuse.requests)))
+    libfuse.names += [b"%d" % number for number in range(100)]
+    assert len(kernel.read(1 << 16)) == len(libfuse.names)
+    assert max(after - before for before, after in zip(asked, asked[1:])) <= 16
+    assert len(asked) >= len(libfuse.names) // 16
