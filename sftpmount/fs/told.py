@@ -16,7 +16,8 @@ _TOLD_MAX = 4096
 
 
 class _Sizes(NamedTuple):
-    size: Optional[int]  # None: several
+    size: Optional[int]  # None: one or another
+    heard_s: float  # until then the kernel has heard of it
     until_s: float
 
 
@@ -31,12 +32,18 @@ class Told:
     def tell(self, ino: int, size: int, late_s: float = 0.0) -> None:
         """The kernel is about to hear of this size, in ``late_s`` at the latest."""
         now_s = self._clock()
-        told = _Sizes(size, now_s + late_s + ATTR_TIMEOUT_S + _TICK_S)
+        heard_s = now_s + late_s
+        until_s = heard_s + ATTR_TIMEOUT_S + _TICK_S
+        told = _Sizes(size, heard_s, until_s)
         with self._lock:
             before = self._sizes.get(ino)
-            # Answers under way may overtake each other: until the last of them is not believed any more, either size may be.
-            if before is not None and before.until_s > now_s:
-                told = _Sizes(size if before.size == size else None, max(told.until_s, before.until_s))
+            # Of two answers under way either may come last. Where none is late, it is this one.
+            if before is not None and before.until_s > now_s and (late_s or before.heard_s > now_s):
+                told = _Sizes(
+                    size if before.size == size else None,
+                    max(heard_s, before.heard_s),
+                    max(until_s, before.until_s),
+                )
             self._sizes[ino] = told
             if len(self._sizes) > _TOLD_MAX:
                 for each in [ino for ino, sizes in self._sizes.items() if sizes.until_s <= now_s]:

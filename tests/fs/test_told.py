@@ -49,6 +49,25 @@ def test_what_is_told_again_is_believed_for_longer(told: Told, clock: Clock) -> 
     assert told.believed_s(INO, but=100) == 0.0
 
 
+def test_the_size_that_was_told_last(told: Told, clock: Clock) -> None:
+    """As while a program writes the file, and looks at it."""
+    for size in (0, 100, 200):
+        told.tell(INO, size)
+        assert told.believed_s(INO, but=size) == 0.0
+        clock.now_s += 0.001
+    assert told.believed_s(INO, but=100) > 0.0
+
+
+def test_until_a_listing_is_heard_of_what_was_told_before_counts(told: Told, clock: Clock) -> None:
+    told.tell(INO, 100)
+    clock.now_s += 0.001
+    told.tell(INO, 200, late_s=0.05)
+    assert told.believed_s(INO, but=200) == pytest.approx(0.05 + BELIEVED_S)
+    clock.now_s += 0.051
+    told.tell(INO, 300)
+    assert told.believed_s(INO, but=300) == 0.0
+
+
 def test_an_answer_under_way_may_come_last(told: Told, clock: Clock) -> None:
     told.tell(INO, 100, late_s=0.05)
     clock.now_s += 0.001
