@@ -171,7 +171,8 @@ class _Adapter(_Base):  # type: ignore[misc]
         st.st_ctimespec.tv_sec = value.mtime  # SFTP v3 has no ctime
         if not stat.S_ISDIR(value.mode):
             # What is told of a whole directory comes to the kernel a while later.
-            self._told.tell(value.ino, value.size, LATE_S if self._thread.asks_nobody else 0.0)
+            late_s = LATE_S if self._thread.asks_nobody else 0.0
+            self._told.tell(value.ino, value.size, late_s, has_several_names=value.nlink > 1)
 
     # -- looking --------------------------------------------------------------------------------------------------------
 
@@ -274,7 +275,7 @@ class _Adapter(_Base):  # type: ignore[misc]
 
     def link(self, source: bytes, target: bytes) -> int:
         # link(2) and then a look at the link count is how programs lock over networks.
-        self._wait_out_attributes(self._fs.link(source, target))
+        self._show_to_other_links(self._fs.link(source, target))
         return 0
 
     # -- attributes -----------------------------------------------------------------------------------------------------
@@ -315,24 +316,17 @@ class _Adapter(_Base):  # type: ignore[misc]
             # The kernel looked the name up a moment ago: ESTALE makes it look again, so that O_CREAT still creates.
             raise FsError(errno.ESTALE) if error.errno == errno.ENOENT else error from None
         # Another client may have changed it: the old size would cut our reads.
-        self._wait_out_attributes(handle.node, handle.file.size)
+        _wait(self._told.believed_s(handle.node.ino, handle.file.size))
         fi.keep_cache = 1 if handle.trusted else 0
         # Each name of a hard link has pages of its own in the kernel: only without them do all see the same bytes.
         fi.direct_io = 1 if handle.node.aliased else 0
         fi.fh = self._new_handle(handle)
         return 0
 
-    def _wait_out_attributes(self, node: Node, size: Optional[int] = None) -> None:
-        """Let the kernel forget what it was told of this file, but for its being of that size, before it hears that we are done."""
-        believed_s = self._told.believed_s(node.ino, size)
-        if believed_s > 0.0:
-            waiting.step_aside()
-            time.sleep(believed_s)
-
-    def _show_to_other_links(self, node: Node) -> None:
+    def _show_to_other_links(self, node: Node, size: Optional[int] = None) -> None:
         """The kernel holds each name of a hard link apart: what we changed through one must show through the others."""
         if node.aliased:
-            self._wait_out_attributes(node)
+            _wait(self._told.shown_s(node.ino, size))
 
     def create(self, path: bytes, mode: int, fip: Any) -> int:
         fi = fip.contents
@@ -352,8 +346,7 @@ class _Adapter(_Base):  # type: ignore[misc]
             taken = self._fs.append(handle, ctypes.string_at(buf, size))
         else:
             taken = self._write_blocks(handle, ctypes.addressof(buf.contents), size, offset)
-        if handle.node.aliased:
-            self._wait_out_attributes(handle.node, handle.file.size)
+        self._show_to_other_links(handle.node, handle.file.size)
         return taken
 
     def _write_blocks(self, handle: Handle, address: int, size: int, offset: int) -> int:
@@ -415,6 +408,12 @@ class _Directory:
 
     def __init__(self, path: bytes) -> None:
         self.path = path
+
+
+def _wait(seconds: float) -> None:
+    if seconds > 0.0:
+        waiting.step_aside()
+        time.sleep(seconds)
 
 
 def _latin1(text: str) -> str:
