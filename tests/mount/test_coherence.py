@@ -281,3 +281,33 @@ class TestLeases:
         (served / "f").write_bytes(b"123")
         wait_until(lambda: os.listdir(mount.path) == ["f"], 5.0, "the new file in the listing")
         wait_until(lambda: (mount.path / "f").exists(), 5.0, "the new file by name")
+
+
+class LateAnswers(Mount):
+    """The kernel hears of the attributes of names that end in ``late`` a while after they were told, as on a busy machine."""
+
+    changes = """
+import time
+from sftpmount.fs import fuse
+tell = fuse._Adapter.getattr
+def tell_late(self, path, buf):
+    result = tell(self, path, buf)
+    if path.endswith(b"late"):
+        time.sleep(0.05)
+    return result
+fuse._Adapter.getattr = tell_late
+"""
+
+
+def test_a_write_shows_through_another_name_that_the_kernel_heard_of_late(sshd: Sshd, tmp_path: Path) -> None:
+    (sshd.tree / tmp_path.name).mkdir()
+    with LateAnswers(sshd, tmp_path, subdir=tmp_path.name) as mount:
+        name, late = mount.path / "name", mount.path / "late"
+        name.touch()
+        os.link(name, late)
+        with opened(name, os.O_WRONLY | os.O_APPEND) as fd:
+            for size in range(20):
+                assert late.stat().st_size == size
+                os.write(fd, b"x")
+                assert late.stat().st_size == size + 1
+        assert mount.unmount() == 0
