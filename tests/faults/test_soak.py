@@ -14,6 +14,7 @@ import collections
 import contextlib
 import os
 import random
+import signal
 import threading
 import time
 from pathlib import Path
@@ -61,16 +62,29 @@ SERVER_PROCESSES_MAX = 2 + MountOptions.lanes
 
 
 class NamedMount(Mount):
-    """Its threads' names are the kernel's, too."""
+    """Its threads' names are the kernel's, too; SIGUSR2 has it write what each of them is about to its log."""
 
     changes = """
-import ctypes, threading
+import ctypes, faulthandler, signal, threading
+faulthandler.register(signal.SIGUSR2)
 libc, begin = ctypes.CDLL(None), threading.Thread._bootstrap_inner
 def named(thread):
     libc.prctl(15, thread.name.encode()[:15], 0, 0, 0)  # PR_SET_NAME
     begin(thread)
 threading.Thread._bootstrap_inner = named
 """
+
+
+def stacks(mount: Mount) -> str:
+    """What the threads of a mount are about: a program that waits for ever is seen by nothing else."""
+    if not mount.is_running:
+        return "the mount's process has ended"
+    before = len(mount.log_text())
+    os.kill(mount.pid, signal.SIGUSR2)
+    with contextlib.suppress(TimeoutError):
+        # The main thread comes last, and its first function.
+        wait_until(lambda: " in <module>\n" in mount.log_text()[before:], 10.0, "the stacks")
+    return mount.log_text()[before:]
 
 
 class Level(NamedTuple):
@@ -204,9 +218,10 @@ def soak(
         assert sorted(os.listdir(mount.served)) == [f"phase-{number}" for number in range(len(phases_s))]
         assert mount.unmount() == 0
     except (AssertionError, OSError, RuntimeError) as error:
-        listed = "\n  ".join(told)
+        listed, log_end = "\n  ".join(told), mount.log_text()[-8000:]
         raise AssertionError(
-            f"seed {seed}: {error}\nfaults:\n  {listed}\nthe mount's log ends:\n{mount.log_text()[-8000:]}"
+            f"seed {seed}: {error}\nfaults:\n  {listed}\nthe mount's log ends:\n{log_end}\n"
+            f"its threads:\n{stacks(mount)}"
         ) from error
 
 
