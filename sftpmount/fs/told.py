@@ -18,10 +18,12 @@ _BUSY_S = 1.0
 
 
 class _Sizes(NamedTuple):
+    """Times are of the clock."""
+
     size: Optional[int]  # None: one or another
-    heard_s: float  # until then the kernel has heard of it
-    until_s: float
-    kept_s: float
+    heard_s: float  # then the kernel has heard of it
+    until_s: float  # then it does not believe it any more, having heard in time
+    kept_s: float  # then even a busy machine's does not
 
 
 class Told:
@@ -51,8 +53,7 @@ class Told:
                 )
             self._sizes[ino] = told
             if len(self._sizes) > self._sizes_max:
-                for each in [ino for ino, sizes in self._sizes.items() if sizes.kept_s <= now_s]:
-                    del self._sizes[each]
+                self._sizes = {each: sizes for each, sizes in self._sizes.items() if sizes.kept_s > now_s}
                 self._sizes_max = max(_TOLD_MAX, 2 * len(self._sizes))
 
     def believed_s(self, ino: int, but: int) -> float:
