@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from struct import Struct
-from typing import Callable, ContextManager, Iterator, List, NamedTuple, Optional
+from typing import Callable, ContextManager, Iterator, List, NamedTuple
 
 from .. import waiting
 from .libfuse import IN_HEADER, OUT_HEADER
@@ -33,6 +33,7 @@ _READ_IN = Struct("=16xI20x")  # size
 _DIRENT = Struct("=16xI4x")  # length of the name
 _NODE_ID = Struct("=Q")
 _ENTRY_BYTES = 128  # struct fuse_entry_out
+_NAME_ALONE = bytes(_ENTRY_BYTES)
 _ATTR_VALID_S, _ATTR_VALID_NS = slice(24, 32), slice(36, 40)
 
 
@@ -68,8 +69,13 @@ class ReadDirPlus:
         return True
 
     def _answer(self, request: bytes) -> None:
+        _, _, unique, directory, *caller = IN_HEADER.unpack_from(request)
         (room,) = _READ_IN.unpack_from(request, IN_HEADER.size)
-        listing = self._ask_as(request, _READDIR, request[IN_HEADER.size :])
+
+        def ask(opcode: int, node: int, body: bytes) -> bytes:
+            return self._ask(IN_HEADER.pack(IN_HEADER.size + len(body), opcode, unique, node, *caller) + body)
+
+        listing = ask(_READDIR, directory, request[IN_HEADER.size :])
         error, names = OUT_HEADER.unpack_from(listing)[1], _names(listing[OUT_HEADER.size :])
         entries: List[bytes] = []
         dirents: List[bytes] = []
@@ -81,31 +87,17 @@ class ReadDirPlus:
                     break
                 if len(dirents) % _ALONE == 0:
                     waiting.let_others()
-                entries.append(self._entry(request, name))
+                # The kernel does not count these two as looked up.
+                reply = b"" if name in (b".", b"..") else ask(_LOOKUP, directory, name + b"\0")
+                entries.append(reply[OUT_HEADER.size :] or _NAME_ALONE)
                 dirents.append(dirent)
         if time.monotonic() - began_s > LATE_S:
             entries = [_not_believed(entry) for entry in entries]
         body = b"".join(part for pair in zip(entries, dirents) for part in pair)
         if not self._send(request, -error, body):
-            for entry in entries:
-                (node,) = _NODE_ID.unpack_from(entry)
+            for (node,) in map(_NODE_ID.unpack_from, entries):
                 if node:
-                    self._ask_as(request, _FORGET, _NODE_ID.pack(1), node)
-
-    def _entry(self, request: bytes, name: bytes) -> bytes:
-        """struct fuse_entry_out, all zero where nothing is told but the name."""
-        if name in (b".", b".."):  # the kernel does not count them as looked up
-            return bytes(_ENTRY_BYTES)
-        reply = self._ask_as(request, _LOOKUP, name + b"\0")
-        return reply[OUT_HEADER.size :] or bytes(_ENTRY_BYTES)
-
-    def _ask_as(self, request: bytes, opcode: int, body: bytes, node: Optional[int] = None) -> bytes:
-        """As who sent ``request``, of its directory if of no other ``node``."""
-        _, _, unique, directory, *caller = IN_HEADER.unpack_from(request)
-        header = IN_HEADER.pack(
-            IN_HEADER.size + len(body), opcode, unique, directory if node is None else node, *caller
-        )
-        return self._ask(header + body)
+                    ask(_FORGET, node, _NODE_ID.pack(1))
 
     def _send(self, request: bytes, error: int, body: bytes) -> bool:
         """False where the kernel did not take it."""

@@ -157,9 +157,8 @@ def test_of_what_is_not_known_the_name_is_told(kernel: Kernel, libfuse: Libfuse)
     assert [each.node for each in kernel.read()] == [0, 0, 0, 103, 104]
 
 
-def test_only_what_has_room_is_looked_up(libfuse: Libfuse) -> None:
+def test_only_what_has_room_is_looked_up(kernel: Kernel, libfuse: Libfuse) -> None:
     libfuse.names += [b"%d" % number * (1 + number % 40) for number in range(300)]
-    kernel = Kernel(libfuse)
     told: List[Told] = []
     offset = 0
     while found := kernel.read(700, offset):
@@ -167,7 +166,6 @@ def test_only_what_has_room_is_looked_up(libfuse: Libfuse) -> None:
         offset = found[-1].next_at
     assert [each.name for each in told] == libfuse.names
     assert set(libfuse.counts.values()) == {1}
-    kernel.close()
 
 
 def test_an_error_of_the_listing(kernel: Kernel, libfuse: Libfuse) -> None:
