@@ -206,7 +206,7 @@ class WriteBack:
             with file.lock:
                 commit = not file.commits and self._is_much_uncommitted(file)
             if commit:
-                self._send_commit(session, file)
+                self._commit_on_the_way(session, file)
         except (ConnectionLost, FsError) as error:
             log.debug("write-back interrupted: %s", error)
 
@@ -216,28 +216,36 @@ class WriteBack:
         file: FileCache,
         around: Optional[int] = None,
         through: Optional[RemoteFile] = None,
+        at_once: Optional[Lane] = None,
     ) -> None:
-        """Send every dirty byte, waiting for the window; with ``around`` full requests there, while the window has room."""
+        """Send every dirty byte, waiting for the window; with ``around`` full requests there, while the window has room.
+
+        Within ``Remote.together``, which gives ``at_once``, nothing may be waited for: what would have to wait is left dirty.
+        """
         bytes_max = _request_bytes(session)
         durable = FSYNC not in session.extensions
         while True:
             with file.lock:
                 while file.requests_in_flight >= REQUESTS_MAX:
-                    if around is not None:
+                    if around is not None or at_once is not None:
                         return
                     waiting.wait(file.request_ended)
                 if file.failure is not None or not file.writers or file.recut:
+                    return
+                if at_once is not None and _is_on_another_lane(file, at_once):
                     return
                 taken = file.take_request(bytes_max, around=around)
                 if taken is None:
                     return
                 writer: RemoteFile = (through or file.writers[0]).borrow()  # its release may come at any time
+                lane = at_once
+                if lane is not None:
+                    file.lanes[lane] += 1
             start, parts = taken
             end = start + sum(map(len, parts))
 
-            lane: Optional[Lane] = None
             try:
-                lane = self._behind_other_lanes(session, file, writer)
+                lane = lane or self._behind_other_lanes(session, file, writer)
                 done = partial(self._write_done, session, file, lane, start, end, durable)
                 self._remote.write_soon(writer, session, start, parts, done)
             except BaseException as error:
@@ -266,7 +274,7 @@ class WriteBack:
     @staticmethod
     def _await_other_lanes(file: FileCache, lane: Lane) -> None:
         """For who holds ``file.lock``."""
-        while any(each is not lane for each in file.lanes):
+        while _is_on_another_lane(file, lane):
             waiting.wait(file.request_ended)
 
     @staticmethod
@@ -308,27 +316,35 @@ class WriteBack:
                 if durable:
                     self.account(file)
 
-    def _send_commit(
-        self, session: Session, file: FileCache, through: Optional[RemoteFile] = None
-    ) -> Optional[_Fsync]:
-        """Send FSYNC behind what was sent; its reply commits what it covers."""
+    def _commit_on_the_way(self, session: Session, file: FileCache) -> None:
+        """Send FSYNC behind what was sent; nobody waits for what it commits."""
         with file.lock:
-            if not file.writers or not (file.written or file.in_flight or file.cut_to is not None):
-                return None
-            writer: RemoteFile = (through or file.writers[0]).borrow()
+            if not file.writers:
+                return
+            writer: RemoteFile = file.writers[0].borrow()
         try:
             lane, _ = writer.attach(session)
             with file.lock:
                 self._await_other_lanes(file, lane)
-                commit = _Fsync(self, session, file, file.begin_commit())
-            try:
-                self._remote.fsync_soon(writer, session, commit.done)
-            except BaseException:
-                commit.end(ok=False)
-                raise
+                commit = self._begin_commit(session, file)
+            if commit is not None:
+                self._send_commit(session, writer, commit)
         finally:
             writer.give_back()
-        return commit
+
+    def _begin_commit(self, session: Session, file: FileCache) -> Optional[_Fsync]:
+        """For who holds ``file.lock``; None where there is nothing to commit."""
+        if not (file.written or file.in_flight or file.cut_to is not None):
+            return None
+        return _Fsync(self, session, file, file.begin_commit())
+
+    def _send_commit(self, session: Session, writer: RemoteFile, commit: _Fsync) -> None:
+        """Send FSYNC; its reply commits what had left by the writer's lane, or was answered, when ``commit`` was begun."""
+        try:
+            self._remote.fsync_soon(writer, session, commit.done)
+        except BaseException:
+            commit.end(ok=False)
+            raise
 
     # -- the point of truth ---------------------------------------------------------------------------------------------
 
@@ -407,35 +423,55 @@ class WriteBack:
             return None
         try:
             if is_small:
-                with self._remote.together(writer, session):
-                    self._send(session, file, through=writer)
+                with self._remote.together(writer, session) as lane:
+                    self._send(session, file, through=writer, at_once=lane)
                     with file.lock:
-                        is_behind = not any(file.leaving.overlaps(*span) for span in target)
-                    if is_behind:
-                        return self._ask(session, file, writer, with_fsync)
-            else:
-                self._send(session, file, through=writer)
+                        is_sent = bool(file.writers) and not any(
+                            file.dirty.overlaps(*span) for span in target
+                        )
+                        is_sent = is_sent and self._may_ask(file, target, lane)
+                        questions = self._questions(session, file, with_fsync) if is_sent else None
+                    if questions is not None:
+                        return self._ask(session, writer, *questions)
+            self._send(session, file, through=writer)
+            lane, _ = writer.attach(session)
             with file.lock:
-                # What another thread has taken must leave before the questions that are to cover it.
-                while any(file.leaving.overlaps(*span) for span in target):
+                while file.writers and not self._may_ask(file, target, lane):
                     waiting.wait(file.request_ended)
-            with self._remote.together(writer, session):
-                return self._ask(session, file, writer, with_fsync)
+                if not file.writers:
+                    return None
+                questions = self._questions(session, file, with_fsync)
+            try:
+                with self._remote.together(writer, session):
+                    return self._ask(session, writer, *questions)
+            except BaseException:
+                if questions[1] is not None:
+                    questions[1].end(ok=False)
+                raise
         finally:
             writer.give_back()
 
+    @staticmethod
+    def _may_ask(file: FileCache, target: Extents, lane: Lane) -> bool:
+        """Questions on this lane cover ``target``. For who holds ``file.lock``.
+
+        What another thread has taken must leave before, and what went by another lane be answered.
+        """
+        is_leaving = any(file.leaving.overlaps(*span) for span in target)
+        return not is_leaving and not _is_on_another_lane(file, lane)
+
+    def _questions(self, session: Session, file: FileCache, with_fsync: bool) -> Tuple[int, Optional[_Fsync]]:
+        """How much was sent before them, -1 where more may come behind, and FSYNC where wanted. For who holds ``file.lock``."""
+        # What has not left may come behind the question, and be acknowledged before the answer is looked at.
+        sends = -1 if file.leaving or file.recut else file.sends
+        return sends, self._begin_commit(session, file) if with_fsync else None
+
     def _ask(
-        self, session: Session, file: FileCache, writer: RemoteFile, with_fsync: bool
-    ) -> Optional[Tuple[int, Optional[_Fsync], Pending]]:
-        """FSYNC, where wanted, and FSTAT; before them how much was sent, -1 where more may come behind."""
-        lane, _ = writer.attach(session)
-        with file.lock:
-            if not file.writers:
-                return None
-            self._await_other_lanes(file, lane)
-            # What has not left may come behind the question, and be acknowledged before the answer is looked at.
-            sends = -1 if file.leaving or file.recut else file.sends
-        committing = self._send_commit(session, file, writer) if with_fsync else None
+        self, session: Session, writer: RemoteFile, sends: int, committing: Optional[_Fsync]
+    ) -> Tuple[int, Optional[_Fsync], Pending]:
+        """Send them, and FSTAT behind them."""
+        if committing is not None:
+            self._send_commit(session, writer, committing)
         return sends, committing, self._remote.fstat_soon(writer, session)
 
     def _cut_again(self, session: Session, file: FileCache) -> None:
@@ -480,6 +516,11 @@ class WriteBack:
                     self._send_on(file)
 
 
+def _is_on_another_lane(file: FileCache, lane: Lane) -> bool:
+    """Something of it is on its way elsewhere. For who holds ``file.lock``."""
+    return any(each is not lane for each in file.lanes)
+
+
 def _request_bytes(session: Session) -> int:
     """The most that one WRITE carries."""
     bytes_max = session.limits.write_bytes
@@ -520,15 +561,17 @@ class _Fsync:
         self.end(ok=self._error is None and self._session.lost is None)
 
     def end(self, *, ok: bool) -> None:
-        """Take the outcome in. After a failed fsync nothing is known of the bytes: they are dirty, to be sent again."""
+        """Take the outcome in, the first that comes. After a failed fsync nothing is known of the bytes: they are dirty again."""
         with self._file.lock:
+            if self._ended.is_set():
+                return
             self._file.end_commit(self._commit, ok=ok)
             if not ok:
                 self._file.resend()
                 if isinstance(self._error, StatusError):
                     self._file.refused(self._error)
             self._owner.account(self._file)
-        self._ended.set()
+            self._ended.set()
 
     def wait(self) -> None:
         """Raise what the fsync ended with."""

@@ -287,8 +287,9 @@ class Lane:
         except ConnectionLost:
             self._on_closed(ConnectionLost(f"lane {self.name}: sending failed"))
         except FsError:  # who asks has gone, before any of it was sent
-            self._take_back(request_id)
-            raise
+            if self._take_back(request_id) is not None:
+                raise
+            # It has ended with its lane meanwhile, and whoever is called at its end was.
         if callback is not None and is_awaited:
             self._connection.attend()
         # Whoever set _lost may have swept the table before this request was in it.

@@ -116,15 +116,15 @@ class Remote(RemoteNames):
         ]
 
     @contextlib.contextmanager
-    def together(self, file: RemoteFile, session: Session) -> Iterator[None]:
+    def together(self, file: RemoteFile, session: Session) -> Iterator[Lane]:
         """What is sent for ``file`` on ``session`` within leaves in one packet, if it fits, at the end of the block.
 
-        Raises ConnectionLost, FsError. Within, wait for nothing.
+        Gives the lane that it leaves by. Raises ConnectionLost, FsError. Within, wait for nothing.
         """
         with file:
             lane, _ = file.attach(session)  # which may have to open it again, and wait for that
             with lane.together():
-                yield
+                yield lane
 
     def read_soon(
         self,

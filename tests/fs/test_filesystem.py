@@ -8,6 +8,7 @@ import itertools
 import os
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, Optional
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from fs.conftest import START_S, Clock
 from sftp.fake_server import FakeServer, Fault, named
 from sftpmount.cache.blocks import BLOCK_BYTES
+from sftpmount.cache.writeback import REQUESTS_MAX
 from sftpmount.control.state import Reporter
 from sftpmount.errors import FsError, RemoteDirectoryError
 from sftpmount.fs.filesystem import Filesystem, Handle
@@ -185,6 +187,25 @@ class TestReadAndWrite:
         fs.flush(handle)
         assert server.disk(b"/home/f") == bytes(data)
         assert read_all(fs, handle) == bytes(data)
+        fs.release(handle)
+
+    def test_more_pieces_than_may_be_in_flight(self, server: FakeServer, fs: Filesystem) -> None:
+        """A small file leaves in one packet, and for that nothing is waited for that has not left."""
+        data = bytearray(6 * REQUESTS_MAX)
+        handle = fs.create(b"/f", NEW, 0o644)
+        for offset in range(0, len(data), 2):
+            fs.write(handle, b"x", offset)
+            data[offset] = ord("x")
+        with ThreadPoolExecutor(1) as pool:
+            flushing = pool.submit(fs.flush, handle)
+            try:
+                flushing.result(WAIT_S)
+            finally:
+                if (
+                    not flushing.done()
+                ):  # who waits for what never leaves is freed by the end of the session alone
+                    fs._remote.close()
+        assert server.disk(b"/home/f") == bytes(data[:-1]) and not handle.file.unsafe
         fs.release(handle)
 
     def test_ten_kilobyte_writes_leave_in_large_requests(self, server: FakeServer, fs: Filesystem) -> None:

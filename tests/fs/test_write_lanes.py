@@ -84,3 +84,27 @@ def test_each_goes_on_by_its_own(server: FakeServer, fs: Filesystem) -> None:
     fs.flush(first)
     fs.release(first)
     assert server.disk(b"/home/f")[:2000] == MORE[:2000] and not first.file.lanes
+
+
+def test_who_waits_for_another_lane_keeps_no_others_from_their_own(
+    server: FakeServer, fs: Filesystem
+) -> None:
+    first, second, fault = two_handles(server, fs)
+    fs.write(second, MORE[:BLOCK_BYTES], 0)
+    fs.write(second, MORE[BLOCK_BYTES:], BLOCK_BYTES)
+    assert second.file.lanes[first.remote.lane]
+    fs.files._release(first)
+    fs.write(second, b"abc", 0)  # small, and what it is written over is on its way still
+    lane = second.remote.lane
+    assert lane is not None
+    with ThreadPoolExecutor(2) as pool:
+        flushing = pool.submit(fs.flush, second)
+        try:
+            wait_until(lambda: bool(second.file.request_ended._waiters), WAIT_S, "the flush")  # type: ignore[attr-defined]
+            assert pool.submit(lambda: lane.request(wire.FSTAT, wire.string(b"none"))).result(WAIT_S).wait()
+            assert not flushing.done()
+        finally:
+            fault.release()
+        flushing.result(WAIT_S)
+    assert server.disk(b"/home/f")[: len(MORE)] == b"abc" + MORE[3:]
+    fs.release(second)

@@ -472,6 +472,24 @@ class Greeter:
     close = abort
 
 
+def test_who_goes_in_the_moment_that_the_lane_ends(
+    server: FakeServer, make: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request ends once."""
+    session = make(server)
+    got: List[Pending] = []
+
+    def send(channel: FakeChannel, *parts: bytes) -> None:
+        session.abort(ConnectionLost("cut"))
+        raise FsError(errno.EINTR)
+
+    monkeypatch.setattr(FakeChannel, "send", send)
+    asked = lstat(session, b"/home", got.append)
+    assert got == [asked]
+    with pytest.raises(ConnectionLost):
+        asked.wait()
+
+
 class TestTogether:
     def test_they_leave_at_once(
         self, server: FakeServer, make: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
