@@ -361,6 +361,8 @@ class _Adapter(_Base):  # type: ignore[misc]
                     break
                 raise
             taken += count
+            if waiting.interrupted():
+                break
         return taken
 
     def flush(self, path: Optional[bytes], fip: Any) -> int:

@@ -104,12 +104,15 @@ class Channel:
                 yield
                 return
             self._held_up = []
+            patience: contextlib.AbstractContextManager[None] = waiting.patiently()
             try:
                 yield
+                patience = contextlib.nullcontext()
             finally:
                 parts, self._held_up = self._held_up, None
                 if parts:
-                    self._send(parts)
+                    with patience:  # behind an error nobody takes back what is not sent
+                        self._send(parts)
 
     def _send(self, parts: Sequence[Buffer]) -> None:
         source = Gather(parts)
@@ -202,6 +205,8 @@ class Channel:
         """The server takes ``count`` bytes more."""
         with self._lock:
             self._window_out += count
+            # OpenSSH opens a channel with none, and grants it when the subsystem runs.
+            self._window_bytes_max = max(self._window_bytes_max, self._window_out)
             self._changed.notify_all()
 
     def refuse(self, reason: str) -> None:

@@ -22,7 +22,7 @@ import pytest
 from mount.helpers import noise, opened
 from mount.test_errors import KEYS, MIB
 from support.mount import Mount
-from support.process import is_running, wait_until
+from support.process import is_running, send_signal, wait_until
 from support.relay import Relay
 from support.sshd import Sshd
 
@@ -31,6 +31,7 @@ RETRY_S = 3.0
 ALIVE = "ServerAliveInterval=1,ServerAliveCountMax=2,ConnectTimeout=2"
 DETECTION_S = 3.0
 SLACK_S = 5.0
+WINDOW_BYTES = 2 * MIB  # OpenSSH's, of a channel
 NAMES = [f"entry-{count}" for count in range(300)]
 
 # argv: operation, path. Says "ready", waits for a line, and says what came of it and how long it took as JSON. The calls are
@@ -396,6 +397,11 @@ def waits(pid: int) -> bool:
     return any(word in place for word in ("fuse", "request_wait", "folio"))
 
 
+def is_sftp_server(pid: int) -> bool:
+    """Whether the process of an sshd serves files, and not the connection."""
+    return b"sftp" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 class TestInterruption:
     """A server that says nothing for longer than anyone here has patience."""
 
@@ -443,6 +449,25 @@ class TestInterruption:
                 assert program.wait() == -INTERRUPTS[name]
             finally:
                 mounted.regain("stalled")
+        mounted.check_usable()
+
+    def test_a_program_that_writes_to_a_disk_that_hangs(self, away: Callable[..., Away]) -> None:
+        """The server answers heartbeats, and takes nothing more in."""
+        mounted = away("-o", "retry_timeout=300")
+        (caller,) = mounted.callers(["write"])
+        before = mounted.relay.stats()["up"]
+        servers = [pid for pid in mounted.sshd.sessions() if is_sftp_server(pid)]
+        send_signal(servers, signal.SIGSTOP)
+        try:
+            caller.go()
+            wait_until(
+                lambda: mounted.relay.stats()["up"] - before > WINDOW_BYTES - MIB // 4, 10.0, "a full window"
+            )
+            caller.wait_until_stuck()
+            os.kill(caller.pid, signal.SIGTERM)
+            assert self.seconds_to_end(caller.pid) < 2.0
+        finally:
+            send_signal(servers, signal.SIGCONT)
         mounted.check_usable()
 
     @staticmethod

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import threading
 from _thread import allocate_lock
 from contextlib import closing
 from pathlib import Path
-from typing import Callable, Iterator, List
+from typing import Callable, Iterator, List, Optional
 
 import pytest
 
@@ -222,6 +223,38 @@ class TestTogether:
         with pytest.raises(ZeroDivisionError), echo.channel.together():
             echo.channel.send(b"a")
             raise ZeroDivisionError
+        wait_until(lambda: echo.got == b"a", WAIT_S, "the echo")
+
+    def test_it_leaves_though_nobody_waits_any_more(
+        self, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Behind another failure nobody takes back what has not left."""
+        monkeypatch.setattr(waiting, "POLL_S", 0.01)
+        echo = Echo(connection)
+        channel = echo.channel
+        waits, wait = itertools.count(1), channel._changed.wait
+        looked_again = threading.Event()
+
+        def counted(timeout: Optional[float] = None) -> bool:
+            if next(waits) == 3:
+                looked_again.set()
+            return wait(timeout)
+
+        monkeypatch.setattr(channel._changed, "wait", counted)
+        with channel._lock:
+            window, channel._window_out = channel._window_out, 0
+
+        def ask() -> None:
+            waiting.serve(lambda: True)
+            with channel.together():
+                channel.send(b"a")
+                raise ZeroDivisionError
+
+        failures = in_thread(ask)
+        wait_until(lambda: looked_again.is_set() or bool(failures), WAIT_S, "the wait for the window")
+        channel.widen(window)
+        wait_until(lambda: bool(failures), WAIT_S, "the end")
+        assert isinstance(failures[0], ZeroDivisionError)
         wait_until(lambda: echo.got == b"a", WAIT_S, "the echo")
 
     def test_others_come_behind(self, connection: Connection) -> None:
