@@ -165,6 +165,7 @@ class FileCache:
         # Those that WRITEs of it have gone to, or are about to: how many are not answered yet.
         self.lanes: Counter[Any] = collections.Counter()
         self.discards = 0  # how often unsafe bytes were given up
+        self.setbacks = 0  # how often bytes that had left, or were about to, were dirty again
         self.commits: List[Commit] = []  # what each fsync on its way will make clean
         self.failure: Optional[StatusError] = None  # why the server refused bytes that are dirty still
         self.handles: List[Teller] = []  # every open handle: each hears of a failure once
@@ -327,6 +328,7 @@ class FileCache:
 
     def failed(self, start: int, end: int) -> None:
         """A WRITE ended badly or has no known end: its bytes are dirty again (those written again meanwhile still are)."""
+        self.setbacks += 1
         self.requests_in_flight -= 1
         self.in_flight.remove(start, end)
         for kept in self.valid.within(start, end):
@@ -363,6 +365,10 @@ class FileCache:
 
     def resend(self) -> None:
         """An fsync was refused: nothing is known of what it covered, so all of it is to be sent again."""
+        self.setbacks += 1
+        for commit in self.commits:  # another one, sent before it is sent again, does not cover that
+            for start, end in self.written:
+                commit.extents.remove(start, end)
         self.dirty.update(self.written)
         self.written.clear()
         self.request_ended.notify_all()

@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from .. import waiting
-from ..errors import ConnectionLost, FsError, StatusError
+from ..errors import ConnectionLost, FsError, NotSent, StatusError
 from ..sftp.lane import Lane, Pending
 from ..sftp.remote import FSYNC, Remote
 from ..sftp.remote_file import RemoteFile
@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 PAGE_BYTES = 4096
 REQUESTS_MAX = 64
 # Bytes that were written again while the first write of them was on its way are sent in a second pass of a flush, and where
-# another thread sent them, its write may come behind that pass's fsync. What is dirty after three is younger than the flush.
+# another thread sent them, its write may come behind that pass's fsync. What is dirty after three is younger than the flush,
+# unless something failed meanwhile: then there is one more.
 PASSES_MAX = 3
 AGE_S = 2.0
 # Errors of who waits, or of the line: they say nothing of the bytes.
@@ -256,9 +257,9 @@ class WriteBack:
                         file.refused(StatusError(4, str(error.strerror)))
                 raise
             finally:
-                writer.give_back()
                 with file.lock:
                     file.left(start, end)
+                writer.give_back()
 
     def _behind_other_lanes(self, session: Session, file: FileCache, writer: RemoteFile) -> Lane:
         """Before a WRITE leaves through ``writer``: its lane, which it counts on; what is on its way by others is answered.
@@ -302,8 +303,10 @@ class WriteBack:
             pending.expect_ok()
         except StatusError as error:
             status = error
-        except ConnectionLost:
+        except ConnectionLost as error:
             is_lost = True
+            if not isinstance(error, NotSent):
+                session.abort(error)  # which it is not yet where the reply makes no sense
         with file.lock:
             self._is_answered(file, lane)
             if status is not None or is_lost or session.lost is not None:
@@ -343,7 +346,7 @@ class WriteBack:
         try:
             self._remote.fsync_soon(writer, session, commit.done)
         except BaseException:
-            commit.end(ok=False)
+            commit.end(ok=False, was_sent=False)
             raise
 
     # -- the point of truth ---------------------------------------------------------------------------------------------
@@ -381,7 +384,9 @@ class WriteBack:
 
     def _flush_on(self, session: Session, file: FileCache, target: Extents, commit: bool) -> Optional[Attrs]:
         with_fsync = commit and FSYNC in session.extensions
-        for _ in range(PASSES_MAX):
+        passes = 0
+        while True:
+            setbacks = file.setbacks
             self._cut_again(session, file)
             asked = self._send_all(session, file, target, with_fsync)
             if asked is None:
@@ -405,7 +410,8 @@ class WriteBack:
                     raise FsError(errno.EIO, "the server has less than it acknowledged")
                 again = any(file.dirty.overlaps(*span) for span in target)
                 again = again or (with_fsync and any(file.written.overlaps(*span) for span in target))
-            if not again:
+                passes += setbacks == file.setbacks
+            if not again or passes == PASSES_MAX:
                 break
         return attrs if is_true else Attrs()
 
@@ -446,7 +452,7 @@ class WriteBack:
                     return self._ask(session, writer, *questions)
             except BaseException:
                 if questions[1] is not None:
-                    questions[1].end(ok=False)
+                    questions[1].end(ok=False, was_sent=False)
                 raise
         finally:
             writer.give_back()
@@ -556,17 +562,22 @@ class _Fsync:
         """In the thread that reads."""
         try:
             pending.expect_ok()
-        except (StatusError, ConnectionLost) as error:
+        except StatusError as error:
             self._error = error
-        self.end(ok=self._error is None and self._session.lost is None)
+        except ConnectionLost as error:
+            self._error = error
+            if not isinstance(error, NotSent):
+                self._session.abort(error)
+        self._error = self._error or self._session.lost
+        self.end(ok=self._error is None, was_sent=not isinstance(self._error, NotSent))
 
-    def end(self, *, ok: bool) -> None:
+    def end(self, *, ok: bool, was_sent: bool = True) -> None:
         """Take the outcome in, the first that comes. After a failed fsync nothing is known of the bytes: they are dirty again."""
         with self._file.lock:
             if self._ended.is_set():
                 return
             self._file.end_commit(self._commit, ok=ok)
-            if not ok:
+            if not ok and was_sent:
                 self._file.resend()
                 if isinstance(self._error, StatusError):
                     self._file.refused(self._error)

@@ -351,7 +351,7 @@ class _Adapter(_Base):  # type: ignore[misc]
 
     def _write_blocks(self, handle: Handle, address: int, size: int, offset: int) -> int:
         """Copied a block at a time, each is kept as it is. Returns how much was taken in before a signal came."""
-        taken = 0
+        taken, began_s = 0, time.monotonic()
         while taken < size:
             count = min(size - taken, BLOCK_BYTES - (offset + taken) % BLOCK_BYTES)
             try:
@@ -361,8 +361,8 @@ class _Adapter(_Base):  # type: ignore[misc]
                     break
                 raise
             taken += count
-            if waiting.interrupted():
-                break
+            if time.monotonic() - began_s > waiting.POLL_S and waiting.interrupted():
+                break  # it has waited for this block, and would for each
         return taken
 
     def flush(self, path: Optional[bytes], fip: Any) -> int:

@@ -19,7 +19,7 @@ from .dialect import FSYNC as FSYNC
 from .dialect import keeps_opened, made_exclusively, must_be_absent, must_keep
 from .lane import Lane, Pending
 from .reconnect import Redo
-from .remote_file import RemoteFile, handle_of, lane_for
+from .remote_file import RemoteFile, close_handle, handle_of, lane_for, log_close_error
 from .remote_names import HARDLINK as HARDLINK
 from .remote_names import POSIX_RENAME as POSIX_RENAME
 from .remote_names import STATVFS as STATVFS
@@ -272,13 +272,11 @@ class Remote(RemoteNames):
 
     def _close_file(self, file: RemoteFile) -> None:
         file.closed = True
-        session, lane, handle = file.detach()
+        with waiting.patiently():  # for who is sending something about it
+            session, lane, handle = file.detach()
         if session is None or lane is None or session.lost is not None:
             return  # the server closed it with the connection
-        try:
-            lane.request(wire.CLOSE, wire.string(handle), callback=_log_close_error, is_awaited=False)
-        except ConnectionLost:
-            pass
+        close_handle(lane, handle)
 
 
 def _size_or_none(looking: Pending) -> Optional[int]:
@@ -287,15 +285,6 @@ def _size_or_none(looking: Pending) -> Optional[int]:
         return looking.wait().attrs().size
     except StatusError:
         return None
-
-
-def _log_close_error(pending: Pending) -> None:
-    try:
-        pending.expect_ok()
-    except StatusError as status:
-        log.warning("closing a file on the server: %s", status)
-    except ConnectionLost:
-        pass  # nothing depended on it
 
 
 def _or_none(ask: Callable[[], Optional[T]]) -> Optional[T]:
@@ -321,7 +310,7 @@ def _read_whole_soon(
             for at in range(0, size, step)
         ]
         asked = reads, lane.request(wire.FSTAT, body)
-    lane.request(wire.CLOSE, body, callback=_log_close_error, is_awaited=False)
+    lane.request(wire.CLOSE, body, callback=log_close_error, is_awaited=False)
     return asked
 
 

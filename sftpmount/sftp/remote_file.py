@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import stat
 import threading
 from typing import Callable, Optional, Tuple
@@ -14,6 +15,8 @@ from .dialect import must_keep
 from .lane import Lane, Pending
 from .session import Session
 from .wire import Attrs
+
+log = logging.getLogger(__name__)
 
 
 class RemoteFile:
@@ -132,7 +135,7 @@ class RemoteFile:
                 try:
                     self.verify(lambda: lane.request(wire.FSTAT, wire.string(handle)).wait().attrs())
                 except FsError:
-                    lane.request(wire.CLOSE, wire.string(handle))
+                    close_handle(lane, handle)
                     raise
             except StatusError as status:
                 gone = status.code == FX_NO_SUCH_FILE
@@ -166,7 +169,8 @@ class RemoteFile:
         try:
             return handle_of(lane, lane.request(wire.OPEN, opening))
         finally:
-            lane.request(wire.SETSTAT, body + wire.attrs(Attrs(mode=mode))).wait().expect_ok()
+            with waiting.patiently():
+                lane.request(wire.SETSTAT, body + wire.attrs(Attrs(mode=mode))).wait().expect_ok()
 
 
 def handle_of(lane: Lane, opening: Pending) -> bytes:
@@ -177,12 +181,37 @@ def handle_of(lane: Lane, opening: Pending) -> bytes:
 
         def close() -> None:
             try:
-                lane.request(wire.CLOSE, wire.string(opening.wait().handle()))
+                close_handle(lane, opening.wait().handle())
             except (StatusError, ConnectionLost):
                 pass  # it never was
 
         threading.Thread(target=close, name="unwanted", daemon=True).start()
         raise
+
+
+def close_handle(lane: Lane, handle: bytes) -> None:
+    """Send CLOSE. The server's answer is logged, nothing depends on it, nor on the program that is ended meanwhile."""
+
+    def close() -> None:
+        try:
+            lane.request(wire.CLOSE, wire.string(handle), callback=log_close_error, is_awaited=False)
+        except ConnectionLost:
+            pass  # closed with it
+
+    try:
+        close()
+    except FsError:
+        threading.Thread(target=close, name="unwanted", daemon=True).start()
+
+
+def log_close_error(pending: Pending) -> None:
+    """A CLOSE is answered."""
+    try:
+        pending.expect_ok()
+    except StatusError as status:
+        log.warning("closing a file on the server: %s", status)
+    except ConnectionLost:
+        pass  # nothing depended on it
 
 
 def lane_for(session: Session, pflags: int) -> Lane:

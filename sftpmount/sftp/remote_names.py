@@ -26,7 +26,7 @@ from . import diagnose, wire
 from .dialect import LSETSTAT, Look, followed, symlink_body
 from .lane import Pending
 from .reconnect import Reconnecting, Redo
-from .remote_file import handle_of
+from .remote_file import close_handle, handle_of
 from .session import Session
 from .wire import Attrs
 
@@ -143,10 +143,7 @@ class RemoteNames(Reconnecting):
                 if told > entries_max:
                     raise FsError(errno.EFBIG, "the listing does not end")
         finally:
-            try:
-                lane.request(wire.CLOSE, body)  # its reply carries nothing that anyone waits for
-            except ConnectionLost:
-                pass
+            close_handle(lane, handle)
             if left_out:  # in one line: a server that lies could fill the log
                 log.warning("%d names in %r are left out, no local name can be %r", left_out, path, example)
         return list(entries.values())

@@ -67,6 +67,7 @@ class Channel:
         self._held_up: Optional[List[Buffer]] = (
             None  # by who holds the lock: to be sent when it leaves ``together``
         )
+        self._first_bytes = 0  # of that, what was sent first
         self._lock = threading.RLock()  # guards what follows
         self._changed = threading.Condition(self._lock)
         self._peer = -1  # the server's number of the channel, once open
@@ -89,8 +90,10 @@ class Channel:
         """
         with self._send_lock:
             if self._held_up is None:
-                self._send(parts)
+                self._send(parts, sum(map(len, parts)))
             else:
+                if not self._held_up:
+                    self._first_bytes = sum(map(len, parts))
                 self._held_up.extend(parts)
 
     @contextlib.contextmanager
@@ -112,11 +115,12 @@ class Channel:
                 parts, self._held_up = self._held_up, None
                 if parts:
                     with patience:  # behind an error nobody takes back what is not sent
-                        self._send(parts)
+                        self._send(parts, self._first_bytes)
 
-    def _send(self, parts: Sequence[Buffer]) -> None:
+    def _send(self, parts: Sequence[Buffer], begin_with_bytes: int) -> None:
         source = Gather(parts)
-        self._await_window(source.left)
+        # Not for all of several requests: ProFTPD grants more only once there is less left than 96 KiB.
+        self._await_window(begin_with_bytes)
         while source.left:
             size = self._take_window(source.left)
             self._transport.send_data(self._peer, source, size, self._packet_bytes_max)

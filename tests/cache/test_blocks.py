@@ -461,6 +461,20 @@ class TestRequests:
         assert not file.written
         assert file.unsafe
 
+    def test_what_a_refused_fsync_covered_is_not_covered_by_the_next(self) -> None:
+        """On two lanes: what is sent again is acknowledged before the other, older fsync is."""
+        file = fresh()
+        file.store(0, b"a" * BLOCK)
+        all_requests(file)
+        file.acknowledged(0, BLOCK, durable=False)
+        refused, other = file.begin_commit(), file.begin_commit()
+        file.end_commit(refused, ok=False)
+        file.resend()
+        all_requests(file)
+        file.acknowledged(0, BLOCK, durable=False)
+        file.end_commit(other, ok=True)
+        assert list(file.written) == [(0, BLOCK)]
+
     def test_a_refused_write_is_not_covered_by_the_fsync_behind_it(self) -> None:
         """A server that answers out of order: the retry's acknowledgement comes before the old fsync's."""
         file = fresh()

@@ -9,6 +9,7 @@ import os
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Optional
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from fs.conftest import START_S, Clock
 from sftp.fake_server import FakeServer, Fault, named
 from sftpmount.cache.blocks import BLOCK_BYTES
-from sftpmount.cache.writeback import REQUESTS_MAX
+from sftpmount.cache.writeback import PASSES_MAX, REQUESTS_MAX
 from sftpmount.control.state import Reporter
 from sftpmount.errors import FsError, RemoteDirectoryError
 from sftpmount.fs.filesystem import Filesystem, Handle
@@ -1175,6 +1176,40 @@ class TestLoss:
         fs.fsync(handle)
         assert server.disk(b"/home/f") in [b"%d" % n * 8 for n in range(10)]
         fs._remote.fstat_soon = original  # type: ignore[method-assign]
+        fs.release(handle)
+
+    def test_a_server_whose_replies_to_writes_make_no_sense(self, server: FakeServer, fs: Filesystem) -> None:
+        """It is cut off each time: to ask again and again on the same session would end in a success that is none."""
+        handle = fs.create(b"/f", NEW, 0o644)
+        server.arm(Fault("wrong type", named("WRITE"), times=3))
+        fs.write(handle, b"abc", 0)
+        fs.fsync(handle)
+        assert not handle.file.unsafe and fs._remote.reconnects == 3
+        assert server.disk(b"/home/f") == b"abc"
+        fs.release(handle)
+
+    def test_setbacks_do_not_count_as_passes(
+        self, server: FakeServer, fs: Filesystem, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was acknowledged is dirty again, since an fsync of another handle was refused: it is sent until it is stored."""
+        handle = fs.create(b"/f", NEW, 0o644)
+        fs.write(handle, b"abc", 0)
+        ask, turns = fs._remote.fstat_soon, itertools.count(1)
+
+        def asked(*arguments: Any) -> Any:
+            looking = ask(*arguments)
+
+            def wait() -> None:
+                looking.wait()
+                if next(turns) <= 2 * PASSES_MAX:
+                    with handle.file.lock:
+                        handle.file.resend()
+
+            return SimpleNamespace(wait=wait, attrs=looking.attrs)
+
+        monkeypatch.setattr(fs._remote, "fstat_soon", asked)
+        fs.files._writeback.flush(handle.file, commit=False)
+        assert not handle.file.dirty and server.count("WRITE") == 2 * PASSES_MAX + 1
         fs.release(handle)
 
     def test_two_handles_that_go_at_once_do_not_leave_the_bytes_to_each_other(

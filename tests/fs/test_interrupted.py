@@ -20,6 +20,7 @@ from sftpmount import waiting
 from sftpmount.cache.blocks import BLOCK_BYTES
 from sftpmount.errors import FsError
 from sftpmount.fs.filesystem import Filesystem
+from sftpmount.sftp import wire
 from support.process import wait_until
 
 WAIT_S = 20.0
@@ -136,6 +137,56 @@ def test_a_write_that_never_left_is_sent_again_once(server: FakeServer, fs: File
     assert handle.file.requests_in_flight == 0
     assert server.disk(b"/home/f") == b"abc"
     fs.release(handle)
+
+
+def test_an_fsync_that_never_left_has_nothing_sent_again(server: FakeServer, fs: Filesystem) -> None:
+    handle = fs.create(b"/f", RW, 0o644)
+    fs.write(handle, bytes(BLOCK_BYTES), 0)
+    fs.files._writeback.flush(handle.file, commit=False)
+    lane = handle.remote.lane
+    assert lane is not None and handle.file.written and not handle.file.dirty
+    before = server.count("WRITE")
+    congested = Congested(lane._channel)
+    lane._channel = congested
+    program = Program(lambda: fs.fsync(handle))
+    wait_until(lambda: lane.in_flight == 2, WAIT_S, "the questions")
+    assert program.end() == errno.EINTR
+    assert handle.file.written and not handle.file.commits
+    congested.lock.release()
+    fs.fsync(handle)
+    assert server.count("WRITE") == before and not handle.file.unsafe
+    fs.release(handle)
+
+
+def test_who_closes_a_file_for_another(
+    server: FakeServer, fs: Filesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was used when its own program let it go. What is closed is closed, and what was sent has left."""
+    server.make(b"/home/f")
+    owner, other = fs.open(b"/f", RW), fs.open(b"/f", RW)
+    lane = owner.remote.lane
+    assert lane is not None and lane is other.remote.lane
+    send, request, me = fs._remote.write_soon, lane.request, threading.current_thread()
+
+    def released_meanwhile(*arguments: Any) -> None:
+        send(*arguments)
+        if owner.remote in owner.file.writers:
+            fs.files._release(owner)
+
+    def interrupted(kind: int, *parts: Any, **keywords: Any) -> Any:
+        if kind == wire.CLOSE and threading.current_thread() is me:
+            raise FsError(errno.EINTR)
+        return request(kind, *parts, **keywords)
+
+    monkeypatch.setattr(fs._remote, "write_soon", released_meanwhile)
+    monkeypatch.setattr(lane, "request", interrupted)
+    fs.write(other, bytes(4 * BLOCK_BYTES), 0)
+    assert owner.remote.closed and not other.file.leaving
+    fs.fsync(other)
+    channels = server.connections[-1].channels
+    wait_until(lambda: sum(len(channel.handles) for channel in channels) == 1, WAIT_S, "the CLOSE")
+    monkeypatch.undo()
+    fs.release(other)
 
 
 def test_another_writer_of_the_file_is_told_nothing(server: FakeServer, fs: Filesystem) -> None:

@@ -199,6 +199,23 @@ class TestData:
         assert (here.path / "f").read_bytes() == data
         assert (here.served / "f").read_bytes() == data
 
+    def test_long_writes_are_not_cut_short_by_a_signal_that_is_handled(self, here: Here) -> None:
+        """SIGHUP and SIGTERM may mean "read your configuration": a local disk cuts no write short for them."""
+        code = """
+import os, signal, sys, threading
+signal.signal(signal.SIGTERM, lambda number, frame: None)
+ended = threading.Event()
+def disturb():
+    while not ended.wait(0.0005):
+        os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=disturb).start()
+fd = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+print(sorted({os.write(fd, bytes(1 << 20)) for _ in range(60)}))
+ended.set()
+os.close(fd)
+"""
+        assert in_another_process(code, here.path / "f") == str([1 << 20])
+
     @pytest.mark.parametrize("block", [1, 1000, 4096, 10_240])
     def test_many_small_writes(self, here: Here, block: int) -> None:
         data = noise(min(400 * block, 1_000_000))

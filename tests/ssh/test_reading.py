@@ -257,6 +257,24 @@ class TestTogether:
         assert isinstance(failures[0], ZeroDivisionError)
         wait_until(lambda: echo.got == b"a", WAIT_S, "the echo")
 
+    def test_a_window_that_has_not_room_for_all(self, connection: Connection) -> None:
+        """ProFTPD grants more only once there is less left than 96 KiB, however large the window was."""
+        echo = Echo(connection)
+        channel = echo.channel
+        with channel._lock:
+            channel._window_out, channel._window_bytes_max = 100_000, 2**32 - 1
+
+        def ask() -> None:
+            with channel.together():
+                for _ in range(4):
+                    channel.send(bytes(33_000))
+
+        failures = in_thread(ask)
+        wait_until(lambda: len(echo.got) >= 99_000, WAIT_S, "what there was room for")
+        channel.widen(100_000)
+        wait_until(lambda: len(echo.got) == 132_000, WAIT_S, "the rest")
+        assert not failures
+
     def test_others_come_behind(self, connection: Connection) -> None:
         echo = Echo(connection)
         with echo.channel.together():
