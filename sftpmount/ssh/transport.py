@@ -10,6 +10,7 @@ Lock order: Channel._send_lock < Channel._lock; neither _lock nor any lock below
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
 from _thread import LockType
@@ -64,10 +65,8 @@ class Channel:
         self._on_data = on_data
         self._on_closed = on_closed
         self._send_lock = waiting.RLock()  # held for a whole send(), so that what it sends stays together
-        self._held_up: Optional[List[Buffer]] = (
-            None  # by who holds the lock: to be sent when it leaves ``together``
-        )
-        self._first_bytes = 0  # of that, what was sent first
+        # By who holds the lock: each ``parts`` that are to be sent when it leaves ``together``.
+        self._held_up: Optional[List[Sequence[Buffer]]] = None
         self._lock = threading.RLock()  # guards what follows
         self._changed = threading.Condition(self._lock)
         self._peer = -1  # the server's number of the channel, once open
@@ -90,11 +89,9 @@ class Channel:
         """
         with self._send_lock:
             if self._held_up is None:
-                self._send(parts, sum(map(len, parts)))
+                self._send(parts)
             else:
-                if not self._held_up:
-                    self._first_bytes = sum(map(len, parts))
-                self._held_up.extend(parts)
+                self._held_up.append(parts)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -112,15 +109,15 @@ class Channel:
                 yield
                 patience = contextlib.nullcontext()
             finally:
-                parts, self._held_up = self._held_up, None
-                if parts:
+                held_up, self._held_up = self._held_up, None
+                if held_up:
                     with patience:  # behind an error nobody takes back what is not sent
-                        self._send(parts, self._first_bytes)
+                        self._send(*held_up)
 
-    def _send(self, parts: Sequence[Buffer], begin_with_bytes: int) -> None:
-        source = Gather(parts)
+    def _send(self, first: Sequence[Buffer], *more: Sequence[Buffer]) -> None:
+        source = Gather([*first, *itertools.chain(*more)])
         # Not for all of several requests: ProFTPD grants more only once there is less left than 96 KiB.
-        self._await_window(begin_with_bytes)
+        self._await_window(sum(map(len, first)))
         while source.left:
             size = self._take_window(source.left)
             self._transport.send_data(self._peer, source, size, self._packet_bytes_max)
