@@ -16,13 +16,14 @@ bytes are kept as long as someone has the file open for writing. Each open handl
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import threading
 import time
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from .. import waiting
 from ..errors import ConnectionLost, FsError, NotSent, StatusError
@@ -31,8 +32,9 @@ from ..sftp.remote import FSYNC, Remote
 from ..sftp.remote_file import RemoteFile
 from ..sftp.session import Session
 from ..sftp.wire import Attrs
-from .blocks import BLOCK_BYTES, Commit, FileCache, Teller
+from .blocks import BLOCK_BYTES, FileCache, Teller
 from .extents import Extents
+from .fsync import Fsync
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,13 @@ PASSES_MAX = 3
 AGE_S = 2.0
 # Errors of who waits, or of the line: they say nothing of the bytes.
 NOT_THE_FILES_FAULT = (errno.EINTR, errno.ETIMEDOUT)
+
+
+class _Questions(NamedTuple):
+    """What a flush asks behind what it sent."""
+
+    sends: int  # how much was sent before, -1 where more may come behind
+    committing: Optional[Fsync]
 
 
 class WriteBack:
@@ -331,23 +340,16 @@ class WriteBack:
                 self._await_other_lanes(file, lane)
                 commit = self._begin_commit(session, file)
             if commit is not None:
-                self._send_commit(session, writer, commit)
+                with commit.about_to_leave():
+                    self._remote.fsync_soon(writer, session, commit.done)
         finally:
             writer.give_back()
 
-    def _begin_commit(self, session: Session, file: FileCache) -> Optional[_Fsync]:
+    def _begin_commit(self, session: Session, file: FileCache) -> Optional[Fsync]:
         """For who holds ``file.lock``; None where there is nothing to commit."""
         if not (file.written or file.in_flight or file.cut_to is not None):
             return None
-        return _Fsync(self, session, file, file.begin_commit())
-
-    def _send_commit(self, session: Session, writer: RemoteFile, commit: _Fsync) -> None:
-        """Send FSYNC; its reply commits what had left by the writer's lane, or was answered, when ``commit`` was begun."""
-        try:
-            self._remote.fsync_soon(writer, session, commit.done)
-        except BaseException:
-            commit.end(ok=False, was_sent=False)
-            raise
+        return Fsync(session, file, self.account)
 
     # -- the point of truth ---------------------------------------------------------------------------------------------
 
@@ -417,7 +419,7 @@ class WriteBack:
 
     def _send_all(
         self, session: Session, file: FileCache, target: Extents, with_fsync: bool
-    ) -> Optional[Tuple[int, Optional[_Fsync], Pending]]:
+    ) -> Optional[Tuple[int, Optional[Fsync], Pending]]:
         """Send what is dirty and, behind what is sent of ``target``, the questions; None where no writer is left.
 
         Of a small file all leaves in one packet.
@@ -432,13 +434,11 @@ class WriteBack:
                 with self._remote.together(writer, session) as lane:
                     self._send(session, file, through=writer, at_once=lane)
                     with file.lock:
-                        is_sent = bool(file.writers) and not any(
-                            file.dirty.overlaps(*span) for span in target
-                        )
-                        is_sent = is_sent and self._may_ask(file, target, lane)
-                        questions = self._questions(session, file, with_fsync) if is_sent else None
+                        is_left = any(file.dirty.overlaps(*span) for span in target)
+                        may_ask = bool(file.writers) and not is_left and self._may_ask(file, target, lane)
+                        questions = self._questions(session, file, with_fsync) if may_ask else None
                     if questions is not None:
-                        return self._ask(session, writer, *questions)
+                        return self._ask(session, writer, questions)
             self._send(session, file, through=writer)
             lane, _ = writer.attach(session)
             with file.lock:
@@ -447,13 +447,7 @@ class WriteBack:
                 if not file.writers:
                     return None
                 questions = self._questions(session, file, with_fsync)
-            try:
-                with self._remote.together(writer, session):
-                    return self._ask(session, writer, *questions)
-            except BaseException:
-                if questions[1] is not None:
-                    questions[1].end(ok=False, was_sent=False)
-                raise
+            return self._ask(session, writer, questions)
         finally:
             writer.give_back()
 
@@ -466,19 +460,22 @@ class WriteBack:
         is_leaving = any(file.leaving.overlaps(*span) for span in target)
         return not is_leaving and not _is_on_another_lane(file, lane)
 
-    def _questions(self, session: Session, file: FileCache, with_fsync: bool) -> Tuple[int, Optional[_Fsync]]:
-        """How much was sent before them, -1 where more may come behind, and FSYNC where wanted. For who holds ``file.lock``."""
+    def _questions(self, session: Session, file: FileCache, with_fsync: bool) -> _Questions:
+        """For who holds ``file.lock``."""
         # What has not left may come behind the question, and be acknowledged before the answer is looked at.
         sends = -1 if file.leaving or file.recut else file.sends
-        return sends, self._begin_commit(session, file) if with_fsync else None
+        return _Questions(sends, self._begin_commit(session, file) if with_fsync else None)
 
     def _ask(
-        self, session: Session, writer: RemoteFile, sends: int, committing: Optional[_Fsync]
-    ) -> Tuple[int, Optional[_Fsync], Pending]:
-        """Send them, and FSTAT behind them."""
-        if committing is not None:
-            self._send_commit(session, writer, committing)
-        return sends, committing, self._remote.fstat_soon(writer, session)
+        self, session: Session, writer: RemoteFile, questions: _Questions
+    ) -> Tuple[int, Optional[Fsync], Pending]:
+        """Send them, and FSTAT behind them, in one packet."""
+        sends, committing = questions
+        with contextlib.nullcontext() if committing is None else committing.about_to_leave():
+            with self._remote.together(writer, session):
+                if committing is not None:
+                    self._remote.fsync_soon(writer, session, committing.done)
+                return sends, committing, self._remote.fstat_soon(writer, session)
 
     def _cut_again(self, session: Session, file: FileCache) -> None:
         """The server may have forgotten a truncation: make it again, before the bytes that were written after it."""
@@ -545,50 +542,3 @@ def _state_of(file: FileCache, now_s: float) -> Dict[str, Any]:
         "lag_s": max(0.0, now_s - file.unsafe_since_s),
         "error": None if failure is None else os.strerror(failure.explained or failure.errno),
     }
-
-
-class _Fsync:
-    """One FSYNC on its way."""
-
-    def __init__(self, owner: WriteBack, session: Session, file: FileCache, commit: Commit) -> None:
-        self._owner = owner
-        self._session = session
-        self._file = file
-        self._commit = commit
-        self._ended = threading.Event()
-        self._error: Optional[Exception] = None
-
-    def done(self, pending: Pending) -> None:
-        """In the thread that reads."""
-        try:
-            pending.expect_ok()
-        except StatusError as error:
-            self._error = error
-        except ConnectionLost as error:
-            self._error = error
-            if not isinstance(error, NotSent):
-                self._session.abort(error)
-        self._error = self._error or self._session.lost
-        self.end(ok=self._error is None, was_sent=not isinstance(self._error, NotSent))
-
-    def end(self, *, ok: bool, was_sent: bool = True) -> None:
-        """Take the outcome in, the first that comes. After a failed fsync nothing is known of the bytes: they are dirty again."""
-        with self._file.lock:
-            if self._ended.is_set():
-                return
-            self._file.end_commit(self._commit, ok=ok)
-            if not ok and was_sent:
-                self._file.resend()
-                if isinstance(self._error, StatusError):
-                    self._file.refused(self._error)
-            self._owner.account(self._file)
-            self._ended.set()
-
-    def wait(self) -> None:
-        """Raise what the fsync ended with."""
-        if not self._ended.is_set():
-            waiting.step_aside()
-        while not self._ended.wait(waiting.POLL_S):
-            waiting.check()
-        if self._error is not None:
-            raise self._error
