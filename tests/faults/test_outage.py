@@ -457,6 +457,7 @@ class TestInterruption:
         (caller,) = mounted.callers(["write"])
         before = mounted.relay.stats()["up"]
         servers = [pid for pid in mounted.sshd.sessions() if is_sftp_server(pid)]
+        assert servers
         send_signal(servers, signal.SIGSTOP)
         try:
             caller.go()
@@ -464,6 +465,7 @@ class TestInterruption:
                 lambda: mounted.relay.stats()["up"] - before > WINDOW_BYTES - MIB // 4, 10.0, "a full window"
             )
             caller.wait_until_stuck()
+            assert mounted.relay.stats()["up"] - before < 200 * MIB  # of which it writes
             os.kill(caller.pid, signal.SIGTERM)
             assert self.seconds_to_end(caller.pid) < 2.0
         finally:

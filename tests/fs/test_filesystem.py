@@ -202,9 +202,8 @@ class TestReadAndWrite:
             try:
                 flushing.result(WAIT_S)
             finally:
-                if (
-                    not flushing.done()
-                ):  # who waits for what never leaves is freed by the end of the session alone
+                # Who waits for what never leaves is freed by the end of the session alone.
+                if not flushing.done():
                     fs._remote.close()
         assert server.disk(b"/home/f") == bytes(data[:-1]) and not handle.file.unsafe
         fs.release(handle)
@@ -1178,10 +1177,13 @@ class TestLoss:
         fs._remote.fstat_soon = original  # type: ignore[method-assign]
         fs.release(handle)
 
-    def test_a_server_whose_replies_to_writes_make_no_sense(self, server: FakeServer, fs: Filesystem) -> None:
+    @pytest.mark.parametrize("name", ["WRITE", "fsync"])
+    def test_a_server_whose_replies_make_no_sense(
+        self, server: FakeServer, fs: Filesystem, name: str
+    ) -> None:
         """It is cut off each time: to ask again and again on the same session would end in a success that is none."""
         handle = fs.create(b"/f", NEW, 0o644)
-        server.arm(Fault("wrong type", named("WRITE"), times=3))
+        server.arm(Fault("wrong type", named(name), times=3))
         fs.write(handle, b"abc", 0)
         fs.fsync(handle)
         assert not handle.file.unsafe and fs._remote.reconnects == 3

@@ -21,6 +21,7 @@ from sftpmount.cache.blocks import BLOCK_BYTES
 from sftpmount.errors import FsError
 from sftpmount.fs.filesystem import Filesystem
 from sftpmount.sftp import wire
+from sftpmount.sftp.lane import Lane
 from support.process import wait_until
 
 WAIT_S = 20.0
@@ -32,20 +33,20 @@ class Program:
     """Does ``act`` in a thread that serves a program; ``end()`` ends the program, and tells what it was told."""
 
     def __init__(self, act: Callable[[], object]) -> None:
-        self._is_ending = threading.Event()
+        self.is_ending = threading.Event()
         self._told: List[object] = []
         self._thread = threading.Thread(target=self._run, args=(act,), daemon=True)
         self._thread.start()
 
     def _run(self, act: Callable[[], object]) -> None:
-        waiting.serve(self._is_ending.is_set)
+        waiting.serve(self.is_ending.is_set)
         try:
             self._told.append(act())
         except FsError as error:
             self._told.append(error.errno)
 
     def end(self) -> object:
-        self._is_ending.set()
+        self.is_ending.set()
         self._thread.join(WAIT_S)
         assert self._told, "still waiting"
         return self._told[0]
@@ -94,6 +95,52 @@ def test_an_open_leaves_no_handle(server: FakeServer, fs: Filesystem, step: str)
     wait_until(
         lambda: not any(channel.handles for channel in server.connections[-1].channels), WAIT_S, "its CLOSE"
     )
+
+
+def congest(monkeypatch: pytest.MonkeyPatch, *kinds: int) -> None:
+    """Requests of these types find no room, and their programs do not wait for it once they are ended."""
+    request = Lane.request
+
+    def congested(lane: Lane, kind: int, *parts: Any, **keywords: Any) -> Any:
+        if kind in kinds:
+            waiting.check()
+        return request(lane, kind, *parts, **keywords)
+
+    monkeypatch.setattr(Lane, "request", congested)
+
+
+def test_a_listing_leaves_no_handle_on_a_line_that_is_full(
+    server: FakeServer, fs: Filesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    congest(monkeypatch, wire.CLOSE)
+    held = server.arm(Fault("hold", named("READDIR")))
+    program = Program(lambda: fs.readdir(b"/"))
+    assert held.fired.wait(WAIT_S)
+    assert program.end() == errno.EINTR
+    held.release()
+    wait_until(
+        lambda: not any(channel.handles for channel in server.connections[-1].channels), WAIT_S, "its CLOSE"
+    )
+
+
+def test_a_mode_that_was_changed_to_open_a_file_again_is_restored(
+    make_server: Callable[..., FakeServer], mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was made read-only, after a reconnect, and its program is ended in the middle."""
+    server = make_server(root_user=False)
+    fs = mount(server)
+    handle = fs.create(b"/f", RW | os.O_CREAT | os.O_EXCL, 0o444)
+    fs.write(handle, b"abc", 0)
+    congest(monkeypatch, wire.SETSTAT)
+    held = server.arm(Fault("hold", named("OPEN"), first=2))  # the first one is refused
+    server.cut()
+    program = Program(lambda: fs.flush(handle))
+    assert held.fired.wait(WAIT_S)
+    assert stat.S_IMODE(server.at(b"/home/f").mode) == 0o644
+    program.is_ending.set()
+    held.release()
+    program.end()
+    assert stat.S_IMODE(server.at(b"/home/f").mode) == 0o444
 
 
 def test_a_listing_leaves_no_handle(server: FakeServer, fs: Filesystem) -> None:
