@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 import threading
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -109,20 +109,6 @@ def congest(monkeypatch: pytest.MonkeyPatch, *kinds: int) -> None:
     monkeypatch.setattr(Lane, "request", congested)
 
 
-def test_a_listing_leaves_no_handle_on_a_line_that_is_full(
-    server: FakeServer, fs: Filesystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    congest(monkeypatch, wire.CLOSE)
-    held = server.arm(Fault("hold", named("READDIR")))
-    program = Program(lambda: fs.readdir(b"/"))
-    assert held.fired.wait(WAIT_S)
-    assert program.end() == errno.EINTR
-    held.release()
-    wait_until(
-        lambda: not any(channel.handles for channel in server.connections[-1].channels), WAIT_S, "its CLOSE"
-    )
-
-
 def test_a_mode_that_was_changed_to_open_a_file_again_is_restored(
     make_server: Callable[..., FakeServer], mount: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,8 +129,13 @@ def test_a_mode_that_was_changed_to_open_a_file_again_is_restored(
     assert stat.S_IMODE(server.at(b"/home/f").mode) == 0o444
 
 
-def test_a_listing_leaves_no_handle(server: FakeServer, fs: Filesystem) -> None:
-    held = server.arm(Fault("hold", named("OPENDIR")))
+@pytest.mark.parametrize("full_for", [(), (wire.CLOSE,)], ids=["", "the line is full"])
+@pytest.mark.parametrize("step", ["OPENDIR", "READDIR"])
+def test_a_listing_leaves_no_handle(
+    server: FakeServer, fs: Filesystem, monkeypatch: pytest.MonkeyPatch, step: str, full_for: Tuple[int, ...]
+) -> None:
+    congest(monkeypatch, *full_for)
+    held = server.arm(Fault("hold", named(step)))
     program = Program(lambda: fs.readdir(b"/"))
     assert held.fired.wait(WAIT_S)
     assert program.end() == errno.EINTR
