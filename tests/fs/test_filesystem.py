@@ -19,7 +19,7 @@ from sftp.fake_server import FakeServer, Fault, named
 from sftpmount.cache.blocks import BLOCK_BYTES
 from sftpmount.cache.writeback import PASSES_MAX, REQUESTS_MAX
 from sftpmount.control.state import Reporter
-from sftpmount.errors import FsError, RemoteDirectoryError
+from sftpmount.errors import ConnectionLost, FsError, RemoteDirectoryError
 from sftpmount.fs.filesystem import Filesystem, Handle
 from sftpmount.sftp.remote import FSYNC
 from support.process import wait_until
@@ -1037,6 +1037,23 @@ class TestLoss:
         assert server.content(b"/home/f") == b""
         fs.fsync(handle)
         assert server.disk(b"/home/f") == data
+        fs.release(handle)
+
+    def test_an_fsync_that_could_not_be_sent_is_forgotten(self, server: FakeServer, fs: Filesystem) -> None:
+        """The connection ends between the last look at it and the request."""
+        handle = fs.create(b"/f", NEW, 0o644)
+        fs.write(handle, b"abc", 0)
+        original = fs._remote.fsync_soon
+
+        def fails_once(file: Any, session: Any, callback: Any) -> None:
+            fs._remote.fsync_soon = original  # type: ignore[method-assign]
+            session.abort(ConnectionLost("reset"))
+            raise ConnectionLost("reset")
+
+        fs._remote.fsync_soon = fails_once  # type: ignore[method-assign]
+        fs.fsync(handle)
+        assert server.disk(b"/home/f") == b"abc" and fs._remote.reconnects == 1
+        assert not handle.file.commits
         fs.release(handle)
 
     def test_commit_fsync_leaves_close_quick_and_commits_behind_it(
