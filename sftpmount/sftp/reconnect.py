@@ -235,10 +235,11 @@ class Reconnecting:
     def _current(self, deadline_s: Optional[float]) -> Session:
         """The session, waiting until ``deadline_s`` (from now: the retry timeout where None)."""
         session = self._session
-        if session is not None:
+        if session is not None and session.lost is None:
             return session
         with self._changed:
-            while self._session is None:
+            # One that is lost may be ending still: to ask it again is to spin until it has.
+            while (session := self._session) is None or session.lost is not None:
                 if self._closing.is_set():
                     raise FsError(errno.EIO, "the mount is closing")
                 if self._retry_timeout_s is not None:
@@ -252,7 +253,7 @@ class Reconnecting:
                             self._vain_until_s = deadline_s + self._retry_timeout_s
                         raise FsError(errno.ETIMEDOUT, "the server cannot be reached")
                 waiting.wait(self._changed)
-            return self._session
+            return session
 
     def deadline(self) -> Optional[float]:
         """Until when an operation that finds the connection gone now may wait; None = for ever."""

@@ -10,6 +10,8 @@ import logging
 import stat
 import threading
 import time
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import pytest
@@ -892,6 +894,39 @@ class TestOutage:
         remote.close()
         assert not alive, "an operation spins on a dead session"
         assert got
+
+    def test_nobody_asks_a_session_that_is_ending(
+        self, server: FakeServer, make_remote: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its end can take long, and every request on it fails at once meanwhile."""
+        remote = make_remote(server)
+        session = remote.session()
+        abort, may_end = session.connection.abort, threading.Event()
+
+        def abort_later() -> None:
+            assert may_end.wait(WAIT_S)
+            abort()
+
+        monkeypatch.setattr(session.connection, "abort", abort_later)
+        attempts: List[Session] = []
+
+        def attempt(on: Session) -> bytes:
+            attempts.append(on)
+            if on is session:
+                raise ConnectionLost("as every request on it")
+            return b"done"
+
+        with ThreadPoolExecutor(2) as pool:
+            ending = pool.submit(session.abort, ConnectionLost("on purpose"))
+            wait_until(lambda: session.lost is not None, WAIT_S, "the loss")
+            was_connected = remote.connected
+            asked = pool.submit(remote.run, attempt)
+            futures.wait([asked], 0.2)  # what is tested is how little happens meanwhile
+            may_end.set()
+            ending.result(WAIT_S)
+            assert asked.result(WAIT_S) == b"done"
+        assert was_connected, "it had ended already"
+        assert attempts == [remote.session()]
 
     def test_closing_frees_who_waits(self, server: FakeServer, make_remote: Callable[..., Remote]) -> None:
         remote = make_remote(server)
