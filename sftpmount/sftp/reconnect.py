@@ -137,7 +137,7 @@ class Reconnecting:
     @property
     def connected(self) -> bool:
         """True while there is a session."""
-        return self._session is not None
+        return self.session_now() is not None
 
     @property
     def received_bytes(self) -> int:
@@ -166,8 +166,9 @@ class Reconnecting:
         }
 
     def session_now(self) -> Optional[Session]:
-        """The session, without waiting for one."""
-        return self._session
+        """The session, without waiting for one. One that is lost may be ending still, and is none."""
+        session = self._session
+        return session if session is not None and session.lost is None else None
 
     def session(self) -> Session:
         """The session of now, waiting for one as operations do; raises FsError (ETIMEDOUT)."""
@@ -193,7 +194,9 @@ class Reconnecting:
             if self._session is not session:
                 return
             self._session = None
-            self._lost_s = self._clock()
+            self._lost_s = self._clock() - (
+                session.clock() - session.lost_s
+            )  # an operation may wait since then
             self._received_before_bytes += session.received_bytes
             self._outages.append(Outage(self._wall(), str(session.lost)))
         factor = SILENT_FACTOR if session.fell_silent else 1
@@ -234,12 +237,11 @@ class Reconnecting:
 
     def _current(self, deadline_s: Optional[float]) -> Session:
         """The session, waiting until ``deadline_s`` (from now: the retry timeout where None)."""
-        session = self._session
-        if session is not None and session.lost is None:
+        session = self.session_now()
+        if session is not None:
             return session
         with self._changed:
-            # One that is lost may be ending still: to ask it again is to spin until it has.
-            while (session := self._session) is None or session.lost is not None:
+            while (session := self.session_now()) is None:
                 if self._closing.is_set():
                     raise FsError(errno.EIO, "the mount is closing")
                 if self._retry_timeout_s is not None:

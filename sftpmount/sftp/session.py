@@ -50,6 +50,7 @@ class Session:
     ) -> None:
         self.connection = connection
         self.lost: Optional[ConnectionLost] = None
+        self.lost_s = 0.0  # once lost: the clock of that
         self.fell_silent = False  # once lost: by our own verdict, the server has not ended the connection
         self.left_one_out = False  # once lost: while one request waited in vain, others were answered
         self.limits = DEFAULT_LIMITS
@@ -129,6 +130,7 @@ class Session:
         with self._lost_lock:
             if self.lost is not None:
                 return
+            self.lost_s = self.clock()
             self.lost = error
         self._ended.set()
         for lane in list(self._lanes):
