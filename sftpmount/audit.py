@@ -12,7 +12,7 @@ from typing import Dict, Iterator, List, Tuple
 
 from . import audit_report
 from .audit_report import Report, SftpFindings
-from .errors import AuthenticationError, ConnectionLost, RemoteDirectoryError, SftpMountError
+from .errors import AuthenticationError, ChannelRefused, ConnectionLost, RemoteDirectoryError, SftpMountError
 from .fs.filesystem import Filesystem
 from .logs import printable, show
 from .options import MountOptions
@@ -21,7 +21,6 @@ from .sftp.remote import FSYNC, POSIX_RENAME, Remote
 from .ssh import audit as ssh_audit
 from .ssh.audit import Finding, SshFindings
 from .ssh.connect import Dialer
-from .ssh.transport import ChannelRefused
 
 _SUBSYSTEM_LINE = "Subsystem sftp internal-sftp"
 

@@ -17,6 +17,7 @@ from . import daemon, helper, logs, mountpoint, options, usage
 from .control import commands, directory
 from .control.panel import Panel
 from .errors import (
+    ChannelRefused,
     ConnectionLost,
     MountpointError,
     RemoteDirectoryError,
@@ -232,7 +233,6 @@ def _connect_and_serve(
     from .fs.filesystem import Filesystem
     from .sftp.remote import Remote
     from .ssh.connect import Dialer
-    from .ssh.transport import ChannelRefused
 
     dialer = Dialer(wanted.ssh, prompt)
     remote = Remote(

@@ -74,6 +74,10 @@ class RemoteDirectoryError(SftpMountError):
     exit_status = 9
 
 
+class ChannelRefused(Exception):
+    """The server opens no further channel, or has no such subsystem; ``str(e)`` is the server's reason."""
+
+
 class ConnectionLost(Exception):
     """The SSH connection or one of its channels ended; what was in flight has an unknown outcome."""
 

@@ -17,7 +17,7 @@ import time
 from typing import Any, Callable, Deque, Dict, Optional, TypeVar
 
 from .. import waiting
-from ..errors import ConnectionLost, FsError, NotSent, SftpMountError, StatusError
+from ..errors import ChannelRefused, ConnectionLost, FsError, NotSent, SftpMountError, StatusError
 from .lane import ByteConnection
 from .session import Session
 
@@ -220,7 +220,7 @@ class Reconnecting:
                 except BaseException:
                     session.abort(ConnectionLost("the directory that was mounted is not there"))
                     raise
-            except (SftpMountError, ConnectionLost, StatusError, FsError, OSError) as error:
+            except (SftpMountError, ChannelRefused, ConnectionLost, StatusError, FsError, OSError) as error:
                 if str(error) != complaint:  # an outage of hours is one line, not thousands
                     complaint = str(error)
                     with self._changed:

@@ -20,6 +20,7 @@ from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence,
 
 from sftpmount.errors import (
     AuthenticationError,
+    ChannelRefused,
     ConnectionLost,
     HostKeyError,
     PolicyError,
@@ -33,7 +34,7 @@ from sftpmount.ssh.config import Local, Target, parse_hop, resolve
 from sftpmount.ssh.dial import dial_command, dial_tcp
 from sftpmount.ssh.hostkeys import HostName, KnownHosts, Trust
 from sftpmount.ssh.policy import lenience
-from sftpmount.ssh.transport import ChannelRefused, Connection, HardenedTransport
+from sftpmount.ssh.transport import Connection, HardenedTransport
 from sftpmount.ssh.userauth import UserAuth
 
 __all__ = ["Dialer", "Prompt", "connect", "judge_host_key", "known_hosts", "wanted_host_keys"]

@@ -422,9 +422,8 @@ class HardenedTransport(paramiko.Transport):
             super()._parse_channel_open_failure(m)  # type: ignore[misc]
             return
         copy.get_int()  # the reason's number
-        channel.refuse(
-            printable(copy.get_string().decode("utf-8", "replace")) or "the server opens no channel"
-        )
+        said = printable(copy.get_string().decode("utf-8", "replace"))
+        channel.refuse("the server opens no channel" + (f": {said}" if said else ""))
 
     # --- the end -------------------------------------------------------------------------------------------------
 

@@ -22,13 +22,13 @@ import paramiko
 from paramiko import Message, SSHException
 
 from sftpmount import waiting
-from sftpmount.errors import ConnectionLost
+from sftpmount.errors import ChannelRefused, ConnectionLost
 from sftpmount.ssh.chacha20 import Buffer
 from sftpmount.ssh.hardened import HardenedTransport, Negotiated
 from sftpmount.ssh.policy import printable
 from sftpmount.ssh.sealing import Gather
 
-__all__ = ["Channel", "ChannelRefused", "Connection", "HardenedTransport", "Negotiated"]
+__all__ = ["Channel", "Connection", "HardenedTransport", "Negotiated"]
 
 # What we let the server send before we say more: requests in flight bound it for an honest one, the session for others.
 _WINDOW_BYTES = 2**30
@@ -44,10 +44,6 @@ _GLOBAL_REQUEST = 80
 _CHANNEL_OPEN, _WINDOW_ADJUST = 90, 93
 _CHANNEL_CLOSE, _CHANNEL_REQUEST, _CHANNEL_FAILURE = 97, 98, 100
 _BY_APPLICATION = 11
-
-
-class ChannelRefused(Exception):
-    """The server opens no further channel, or has no such subsystem; ``str(e)`` is the server's reason."""
 
 
 class Channel:

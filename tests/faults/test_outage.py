@@ -190,12 +190,19 @@ class Away:
             self.relay.reset()
         else:
             self.sshd.kill()
+        if how == "full":
+            self.sshd.configure(["MaxSessions 0"])
+            self.sshd.start()
 
     def regain(self, how: str) -> None:
         if how == "stalled":
             self.relay.flow()
         elif how == "refused":
             self.relay.refuse(False)
+        elif how == "full":
+            self.sshd.stop()
+            self.sshd.configure(["MaxSessions 10"])
+            self.sshd.start()
         else:
             self.sshd.start()
 
@@ -242,7 +249,7 @@ def away(tmp_path: Path, sshd_without_rsa: Sshd) -> Iterator[Callable[..., Away]
             each.close()
 
 
-HOW = ["stalled", "refused", "killed"]
+HOW = ["stalled", "refused", "killed", "full"]  # full: it takes connections, and opens no channel on them
 
 
 def short(*names: str, of: Iterable[str]) -> List[object]:
@@ -251,7 +258,7 @@ def short(*names: str, of: Iterable[str]) -> List[object]:
 
 
 class TestLongOutage:
-    @pytest.mark.parametrize("how", short("stalled", of=HOW))
+    @pytest.mark.parametrize("how", short("stalled", "full", of=HOW))
     def test_every_operation_fails_in_time_and_the_mount_recovers(
         self, away: Callable[..., Away], how: str
     ) -> None:

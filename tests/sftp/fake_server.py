@@ -21,7 +21,7 @@ from _thread import LockType
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from sftpmount import waiting
-from sftpmount.errors import ConnectionLost, Unreachable
+from sftpmount.errors import ChannelRefused, ConnectionLost, Unreachable
 
 NAMES = {
     3: "OPEN", 4: "CLOSE", 5: "READ", 6: "WRITE", 7: "LSTAT", 8: "FSTAT", 9: "SETSTAT", 10: "FSETSTAT", 11: "OPENDIR",
@@ -451,7 +451,7 @@ class FakeConnection:
         if self.ended.is_set():
             raise ConnectionLost("the fake connection has ended")
         if name != "sftp" or len(self.channels) >= self.server.channels_max:
-            raise RuntimeError("the fake server opens no more channels")
+            raise ChannelRefused("the fake server opens no more channels")
         channel = FakeChannel(self, len(self.channels), on_data, on_closed)
         self.channels.append(channel)
         if self.ended.is_set():

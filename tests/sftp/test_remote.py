@@ -815,6 +815,20 @@ class TestOutage:
             remote.lstat(b"/home")
         assert server.dials < 20, f"{server.dials} connections within a second"
 
+    def test_a_server_that_opens_no_channel_is_an_outage_too(
+        self, server: FakeServer, make_remote: Callable[..., Remote], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """sshd is there, but its sftp-server does not start, or its MaxSessions are used up: that may be for hours."""
+        remote = make_remote(server)
+        server.channels_max = 0
+        server.cut()
+        wait_until(lambda: server.dials >= 4, WAIT_S, "attempts to reconnect")
+        assert remote.state()["why"] == "the fake server opens no more channels"
+        server.channels_max = 10
+        assert remote.lstat(b"/home").mode
+        attempts = [record for record in caplog.records if "connection yet" in record.message]
+        assert len(attempts) == 1 and not any(record.exc_info for record in caplog.records)
+
     def test_a_loss_is_told_once_and_before_the_next_session(
         self, server: FakeServer, make_remote: Callable[..., Remote]
     ) -> None:

@@ -23,7 +23,7 @@ import pytest
 from paramiko import Message
 
 from sftpmount import waiting
-from sftpmount.errors import ConnectionLost, HostKeyError, PolicyError, Unreachable
+from sftpmount.errors import ChannelRefused, ConnectionLost, HostKeyError, PolicyError, Unreachable
 from sftpmount.ssh import hardened
 from sftpmount.ssh.ciphers import Clear
 from sftpmount.ssh.config import aes_in_hardware
@@ -31,7 +31,7 @@ from sftpmount.ssh.kex import _GROUP18_PRIME, KexGexAtLeast
 from sftpmount.ssh.packetizer import PacketStream
 from sftpmount.ssh.policy import Policy, make_policy
 from sftpmount.ssh.sealing import _ROOMS_KEPT_MAX, Gather
-from sftpmount.ssh.transport import Channel, ChannelRefused, Connection, HardenedTransport
+from sftpmount.ssh.transport import Channel, Connection, HardenedTransport
 from support.process import free_port, wait_until
 from support.sshd import Sshd
 
