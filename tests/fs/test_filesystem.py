@@ -737,7 +737,7 @@ class TestUnreachable:
         fs.release(handle)
         wait_until(lambda: handle.node.pins == 0, WAIT_S, "the release")
         server.down = False
-        wait_until(lambda: server.connections[-1].is_alive, WAIT_S, "the reconnect")
+        wait_until(lambda: fs._remote.connected, WAIT_S, "the reconnect")
         assert fs.files.held_bytes == 0
         assert fs.getattr(b"/f").size == 11
         assert get(fs, b"/f") == b"old content"
@@ -755,7 +755,7 @@ class TestUnreachable:
         fs.write(handle, b"abc", 0)
         assert refused(lambda: fs.fsync(handle)) in (errno.ETIMEDOUT, errno.EIO)
         server.down = False
-        wait_until(lambda: server.connections[-1].is_alive, WAIT_S, "the reconnect")
+        wait_until(lambda: fs._remote.connected, WAIT_S, "the reconnect")
         fs.fsync(handle)
         assert server.disk(b"/home/f") == b"abc"
         fs.release(handle)
@@ -781,7 +781,7 @@ class TestUnreachable:
         ):
             assert refused(act) in timed_out
         server.down = False
-        wait_until(lambda: server.connections[-1].is_alive, WAIT_S, "the reconnect")
+        wait_until(lambda: fs._remote.connected, WAIT_S, "the reconnect")
         assert names(fs) == [b"f"]
 
     def test_programs_wait_and_go_on(self, server: FakeServer, fs: Filesystem) -> None:
