@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,11 +18,30 @@ from support.process import descendants, is_running, wait_until
 DEMO = Path(__file__).resolve().parents[1] / "contrib" / "lib" / "demo.py"
 
 
-def start(tmp_path: Path) -> subprocess.Popen[bytes]:
+# A signal that comes before the mount's process is in anybody's hands.
+INTERRUPTED = """
+import runpy, subprocess, sys
+
+class Popen(subprocess.Popen):
+    def __init__(self, command, *arguments, **keywords):
+        super().__init__(command, *arguments, **keywords)
+        if "sftpmount" in command:
+            sys.exit(1)
+
+subprocess.Popen = Popen
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def start(tmp_path: Path, *changes: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     with (tmp_path / "out").open("wb") as out:
         return subprocess.Popen(
-            [sys.executable, str(DEMO)], stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment
+            [sys.executable, *changes, str(DEMO)],
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+            env=environment,
         )
 
 
@@ -59,3 +79,20 @@ def test_interrupted_quickstart_leaves_nothing(tmp_path: Path, moment: str, numb
     process.send_signal(number)
     assert process.wait(timeout=30) == (130 if number == signal.SIGINT else 1)
     assert_nothing_left(tmp_path, family)
+
+
+def test_interrupted_while_a_process_is_started(tmp_path: Path) -> None:
+    process = start(tmp_path, "-c", INTERRUPTED)
+    assert process.wait(timeout=60) == 1, (tmp_path / "out").read_text()
+    assert "==> The mount" in (tmp_path / "out").read_text()
+    assert not [each for each in everyone() if str(tmp_path) in each], (tmp_path / "out").read_text()
+    assert_nothing_left(tmp_path, [])
+
+
+def everyone() -> List[str]:
+    """The command lines of all processes."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            lines.append(path.read_bytes().decode(errors="replace"))
+    return lines

@@ -27,8 +27,8 @@ from sftpmount.options import SshOptions  # noqa: E402
 from sftpmount.prompt import Prompt  # noqa: E402
 from sftpmount.ssh.connect import connect  # noqa: E402
 from support.asyncssh_server import AsyncsshServer  # noqa: E402
-from support.mount import Mount  # noqa: E402
-from support.process import Missing, program  # noqa: E402
+from support.mount import Mount, unmount_stale  # noqa: E402
+from support.process import Missing, descendants, end_all, program  # noqa: E402
 from support.sshd import Sshd  # noqa: E402
 
 MB = 1_000_000  # as disks and networks count
@@ -46,6 +46,7 @@ def main() -> int:
         with contextlib.ExitStack() as stack:
             tmp_dir = Path(tempfile.mkdtemp(prefix="sftpmount-quickstart-"))
             stack.callback(shutil.rmtree, tmp_dir, ignore_errors=True)
+            stack.callback(end_what_is_left, tmp_dir)
             show(tmp_dir, stack)
     except KeyboardInterrupt:
         print("\nquickstart: interrupted; everything it started has ended.", file=sys.stderr)
@@ -54,6 +55,12 @@ def main() -> int:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def end_what_is_left(tmp_dir: Path) -> None:
+    """A signal may come when a process has begun and is in nobody's hands yet."""
+    end_all(descendants(os.getpid()), signal.SIGTERM)
+    unmount_stale(tmp_dir)
 
 
 def show(tmp_dir: Path, stack: contextlib.ExitStack) -> None:

@@ -102,6 +102,17 @@ def send_signal(pids: List[int], number: signal.Signals) -> None:
             pass
 
 
+def end_all(pids: List[int], number: signal.Signals) -> None:
+    """Signal each, suspended ones too, and return when all are gone; SIGKILL for those that are not within 5 s."""
+    send_signal(pids, number)
+    send_signal(pids, signal.SIGCONT)
+    try:
+        wait_until(lambda: not any(map(is_running, pids)), 5.0, "the end of the processes")
+    except TimeoutError:
+        send_signal(pids, signal.SIGKILL)
+        wait_until(lambda: not any(map(is_running, pids)), 5.0, "the end of the killed processes")
+
+
 def end_with_input(process: subprocess.Popen[Any], timeout_s: float = 10.0) -> None:
     """End a process that lives until its input ends, and kill it when that takes longer. Its input and output are pipes."""
     assert process.stdin is not None and process.stdout is not None

@@ -19,7 +19,7 @@ import subprocess
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Protocol, Sequence, Tuple
 
-from support.process import descendants, free_port, is_running, program, send_signal, wait_until
+from support.process import descendants, end_all, free_port, program, send_signal, wait_until
 
 # https://stribika.github.io/2015/01/04/secure-secure-shell.html, the server's side.
 HARDENED_CONFIG = """\
@@ -156,7 +156,7 @@ class Sshd:
     def kill_sessions(self) -> None:
         """End every session with SIGKILL; the listener goes on taking new ones."""
         if self.pid is not None:
-            _end_all(descendants(self.pid), signal.SIGKILL)
+            end_all(descendants(self.pid), signal.SIGKILL)
 
     def pause(self) -> None:
         """SIGSTOP the server and its sessions: connections stay open and nothing is answered."""
@@ -261,7 +261,7 @@ class Sshd:
         family = descendants(process.pid)
         send_signal([process.pid], number)
         send_signal([process.pid], signal.SIGCONT)
-        _end_all(family, number)
+        end_all(family, number)
         try:
             process.wait(timeout=5.0)
         except subprocess.TimeoutExpired:
@@ -304,16 +304,6 @@ def write_known_hosts(path: Path, ports: Iterable[int], keys: Iterable[str]) -> 
     """Write a known_hosts file that names each key for each port of 127.0.0.1."""
     keys = list(keys)
     path.write_text("".join(f"[127.0.0.1]:{port} {key}\n" for port in ports for key in keys))
-
-
-def _end_all(pids: List[int], number: signal.Signals) -> None:
-    send_signal(pids, number)
-    send_signal(pids, signal.SIGCONT)
-    try:
-        wait_until(lambda: not any(map(is_running, pids)), 5.0, "the end of the sessions")
-    except TimeoutError:
-        send_signal(pids, signal.SIGKILL)
-        wait_until(lambda: not any(map(is_running, pids)), 5.0, "the end of the killed sessions")
 
 
 def _version(sshd: str) -> Tuple[int, int]:
