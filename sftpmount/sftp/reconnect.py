@@ -194,9 +194,8 @@ class Reconnecting:
             if self._session is not session:
                 return
             self._session = None
-            self._lost_s = self._clock() - (
-                session.clock() - session.lost_s
-            )  # an operation may wait since then
+            # Not now: its end takes time, and operations have waited for the next one since the loss.
+            self._lost_s = self._clock() - (session.clock() - session.lost_s)
             self._received_before_bytes += session.received_bytes
             self._outages.append(Outage(self._wall(), str(session.lost)))
         factor = SILENT_FACTOR if session.fell_silent else 1

@@ -605,6 +605,20 @@ class TestListing:
         assert caught.value.errno == errno.EIO
 
 
+def begin_the_end(session: Session, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """It is lost; the event lets it end."""
+    abort, may_end = session.connection.abort, threading.Event()
+
+    def abort_later() -> None:
+        assert may_end.wait(WAIT_S)
+        abort()
+
+    monkeypatch.setattr(session.connection, "abort", abort_later)
+    threading.Thread(target=session.abort, args=(ConnectionLost("on purpose"),), daemon=True).start()
+    wait_until(lambda: session.lost is not None, WAIT_S, "the loss")
+    return may_end
+
+
 class TestOutage:
     def test_operations_wait_for_the_server(
         self, server: FakeServer, make_remote: Callable[..., Remote]
@@ -777,13 +791,18 @@ class TestOutage:
         assert left_out.seen > 1
         assert time.monotonic() - started < WAIT_S
 
+    @pytest.mark.parametrize("end_s", [0.0, 0.5])
     def test_once_a_program_has_waited_in_vain_the_next_call_fails_at_once(
-        self, server: FakeServer, make_remote: Callable[..., Remote]
+        self,
+        server: FakeServer,
+        make_remote: Callable[..., Remote],
+        monkeypatch: pytest.MonkeyPatch,
+        end_s: float,
     ) -> None:
         """One call of a program is often several of ours: the kernel looks a name up again where a first look failed."""
         remote = make_remote(server, retry_timeout_s=2.0)
         server.down = True
-        server.cut()
+        threading.Timer(end_s, begin_the_end(remote.session(), monkeypatch).set).start()
         waits: List[float] = []
 
         def program() -> None:
@@ -915,13 +934,6 @@ class TestOutage:
         """Its end can take long, and every request on it fails at once meanwhile."""
         remote = make_remote(server)
         session = remote.session()
-        abort, may_end = session.connection.abort, threading.Event()
-
-        def abort_later() -> None:
-            assert may_end.wait(WAIT_S)
-            abort()
-
-        monkeypatch.setattr(session.connection, "abort", abort_later)
         attempts: List[Session] = []
 
         def attempt(on: Session) -> bytes:
@@ -930,14 +942,12 @@ class TestOutage:
                 raise ConnectionLost("as every request on it")
             return b"done"
 
-        with ThreadPoolExecutor(2) as pool:
-            ending = pool.submit(session.abort, ConnectionLost("on purpose"))
-            wait_until(lambda: session.lost is not None, WAIT_S, "the loss")
-            was_connected = remote.connected
+        may_end = begin_the_end(session, monkeypatch)
+        was_connected = remote.connected
+        with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(remote.run, attempt)
             futures.wait([asked], 0.2)  # what is tested is how little happens meanwhile
             may_end.set()
-            ending.result(WAIT_S)
             assert asked.result(WAIT_S) == b"done"
         assert not was_connected
         assert attempts == [remote.session()]
