@@ -188,11 +188,12 @@ class Away:
         elif how == "refused":
             self.relay.refuse()
             self.relay.reset()
+        elif how == "full":
+            self.sshd.configure(["MaxSessions 0"])
+            self.sshd.kill()
+            self.sshd.start()
         else:
             self.sshd.kill()
-        if how == "full":
-            self.sshd.configure(["MaxSessions 0"])
-            self.sshd.start()
 
     def regain(self, how: str) -> None:
         if how == "stalled":
@@ -200,9 +201,8 @@ class Away:
         elif how == "refused":
             self.relay.refuse(False)
         elif how == "full":
-            self.sshd.stop()
             self.sshd.configure(["MaxSessions 10"])
-            self.sshd.start()
+            self.sshd.restart()
         else:
             self.sshd.start()
 
