@@ -488,7 +488,7 @@ def test_too_many_channels_are_refused(tmp_path: Path) -> None:
     with own_server(tmp_path, "MaxSessions 1\n") as sshd, closing(connect(sshd)) as connection:
         first = Receiver()
         channel = first.open(connection, "echo")
-        with pytest.raises(ChannelRefused):
+        with pytest.raises(ChannelRefused, match="the server opens no channel: "):
             Receiver().open(connection, "echo")
         channel.send(b"still here")
         first.expect(10)
