@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # the shell's 128 + SIGINT
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SENT_AGAIN_S = 0.05
 _READY = b"\0"
 
 
@@ -315,22 +316,46 @@ def die_of_stop_signals() -> None:
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Within, stop signals raise KeyboardInterrupt: for a prompt that must give the terminal its echo back."""
-
-    was_interrupted = False
+    interrupted = threading.Event()
 
     def interrupt(number: int, frame: Optional[FrameType]) -> None:
-        nonlocal was_interrupted
-        was_interrupted = True
+        interrupted.set()
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN)  # one is enough: the next would hit what cleans up
         raise KeyboardInterrupt
 
     previous = _handle(interrupt)
     try:
+        with _sent_until(interrupted):
+            yield
+    finally:
+        if not interrupted.is_set():
+            _restore(previous)
+
+
+@contextlib.contextmanager
+def _sent_until(handled: threading.Event) -> Iterator[None]:
+    """Within, a stop signal is sent again until it is ``handled``: one that comes just before this thread begins to read
+    does not end the read, and its handler would have to wait for the answer."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    waiting = threading.get_ident()
+
+    def send() -> None:
+        while came := os.read(reader, 1):
+            while came[0] in STOP_SIGNALS and not handled.wait(SENT_AGAIN_S):
+                signal.pthread_kill(waiting, came[0])
+        os.close(reader)
+
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=send, name="signals", daemon=True)
+    thread.start()
+    try:
         yield
     finally:
-        if not was_interrupted:
-            _restore(previous)
+        signal.set_wakeup_fd(previous)
+        os.close(writer)
+        thread.join()
 
 
 _Handler = Union[Callable[[int, Optional[FrameType]], object], signal.Handlers]

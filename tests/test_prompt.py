@@ -69,22 +69,28 @@ def test_notices_are_escaped_and_keep_their_lines(capsys: pytest.CaptureFixture[
 
 
 class Terminal:
-    """A process that asks for a password at a terminal of its own."""
+    """A process that asks for a password at a terminal of its own. A byte to ``elsewhere`` makes that signal come to another
+    thread than the one that reads, which shows what it does in the moment before the read as well: nothing ends that."""
 
     def __init__(self) -> None:
         code = (
-            "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+            "import fcntl, os, signal, sys, termios, threading; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+            "def elsewhere(): signal.raise_signal(os.read(int(sys.argv[1]), 1)[0])\n"
+            "threading.Thread(target=elsewhere, daemon=True).start()\n"
             "from sftpmount.prompt import Prompt; print(repr(Prompt({}, batch_mode=False).secret('Password: ')))"
         )
         self.controller, self.terminal = pty.openpty()
+        reader, self.elsewhere = os.pipe()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, str(reader)],
             stdin=self.terminal,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=[reader],
             cwd=Path(__file__).parents[1],
         )
+        os.close(reader)
         self.seen = b""
         while not self.seen.endswith(b"Password: "):
             self.seen += os.read(self.controller, 100)
@@ -95,8 +101,8 @@ class Terminal:
 
     def close(self) -> None:
         self.process.communicate(timeout=20)
-        os.close(self.terminal)
-        os.close(self.controller)
+        for each in (self.terminal, self.controller, self.elsewhere):
+            os.close(each)
 
 
 @pytest.fixture
@@ -125,11 +131,15 @@ def test_an_answer_that_the_locale_cannot_read_is_none_and_not_shown(terminal: T
     assert b"0xff" not in errors
 
 
+@pytest.mark.parametrize("is_reading", [True, False])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_at_the_prompt_gives_the_terminal_its_echo_back(
-    number: signal.Signals, terminal: Terminal
+    number: signal.Signals, is_reading: bool, terminal: Terminal
 ) -> None:
-    os.kill(terminal.process.pid, number)
+    if is_reading:
+        os.kill(terminal.process.pid, number)
+    else:
+        os.write(terminal.elsewhere, bytes([number]))
     _, errors = terminal.process.communicate(timeout=20)
     assert b"KeyboardInterrupt" in errors
     assert terminal.echoes
