@@ -300,38 +300,45 @@ def _serve(
     """Mount ``filesystem`` until it is unmounted or a signal comes, then ``drain``; returns what could not be stored."""
     from .fs import callers, fuse
 
-    mount_id: Optional[int] = None
+    ours: Optional[mountpoint.Mounted] = None
+    is_ending = False
     noise = None if wanted.debug else daemon.Noise()
 
     def mounted() -> None:
-        nonlocal mount_id
-        present = mountpoint.mounted_at(wanted.mountpoint)
-        mount_id = present.mount_id if present else None
-        panel.start(
-            present.device if present else None,
-            unmount_unless_busy,
-        )
+        nonlocal ours
+        ours = mountpoint.mounted_at(wanted.mountpoint)
+        panel.start(ours.device if ours else None, is_mounted=is_mounted, unmount=unmount_unless_busy)
         if noise:
             noise.end()
         log.info("%s is mounted on %s", wanted.fsname, wanted.mountpoint)
         ready()
 
+    def is_mounted() -> bool:
+        """As the kernel has it at this moment: a person may unmount it too, and who asks looks there as well."""
+        return ours is not None and mountpoint.is_mounted(ours)
+
     def is_elsewhere() -> bool:
         """A container or a service that was started meanwhile has a copy of the mount, as unshare(1) describes."""
-        return mount_id is not None and not mountpoint.is_mounted(mount_id) and callers.is_connected()
+        return (
+            ours is not None
+            and not mountpoint.is_mounted(ours)
+            and callers.is_connected()
+            and not mountpoint.is_held(ours)
+        )
+
+    def unmount() -> bool:
+        nonlocal is_ending
+        is_ending = True
+        return mountpoint.unmount(wanted.mountpoint, ours)
 
     def unmount_unless_busy() -> str:
-        why = mountpoint.unmount_unless_busy(wanted.mountpoint, mount_id)
-        if not why and is_elsewhere():
-            os.kill(os.getpid(), signal.SIGTERM)
+        why = mountpoint.unmount_unless_busy(wanted.mountpoint, ours)
+        if not why and not is_ending and is_elsewhere():
+            os.kill(os.getpid(), signal.SIGTERM)  # a second one would give up what is not stored
         return why
 
     def unstored() -> List[str]:
         return [os.fsdecode(path) + ": interrupted" for path in filesystem.unstored()]
-
-    def store() -> List[str]:
-        panel.unmounted()
-        return drain()
 
     try:
         with daemon.harmless_stderr() if wanted.debug else contextlib.nullcontext():
@@ -344,9 +351,9 @@ def _serve(
                     on_forced=on_forced,
                 ),
                 ready=mounted,
-                unmount=lambda: mountpoint.unmount(wanted.mountpoint, mount_id),
+                unmount=unmount,
                 is_elsewhere=is_elsewhere,
-                store=store,
+                store=drain,
                 unstored=unstored,
                 on_signals={signal.SIGUSR1: panel.dump},
             )

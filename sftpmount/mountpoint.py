@@ -22,7 +22,8 @@ LINKS_MAX = 40  # as the kernel follows
 
 
 class Mounted(NamedTuple):
-    """The topmost mount on a directory; ``mount_id`` is the kernel's, unique while the mount exists."""
+    """The topmost mount on a directory. The kernel gives ``mount_id`` to another as soon as the mount is gone, ``device`` when
+    the last copy of it is."""
 
     mount_id: int
     kind: str  # "ext4", "fuse.sftpmount"
@@ -36,9 +37,26 @@ def mounts(table: str = "/proc/self/mountinfo") -> Dict[str, Mounted]:
     return dict(_every_mount(table))
 
 
-def is_mounted(mount_id: int) -> bool:
-    """Whether that mount is there still, if only under another one. Of this process's mount namespace alone."""
-    return any(mounted.mount_id == mount_id for _, mounted in _every_mount())
+def is_mounted(mounted: Mounted) -> bool:
+    """Whether it is there still, if only under another one. Of this process's mount namespace alone."""
+    return any(each == mounted for _, each in _every_mount())
+
+
+def is_held(mounted: Mounted) -> bool:
+    """Whether a program that this user may look at has something of that mount open, which may be out of sight by now.
+
+    Who holds a copy of it in another mount namespace does not count.
+    """
+    mark = f"mnt_id:\t{mounted.mount_id}\n"
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for number in os.listdir(f"/proc/{pid}/fdinfo"):
+                with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace") as lines:
+                    if mark in lines:
+                        return True
+        except OSError:
+            pass  # it has ended, or is another user's
+    return False
 
 
 def _every_mount(table: str = "/proc/self/mountinfo") -> Iterator[Tuple[str, Mounted]]:
@@ -158,31 +176,30 @@ def is_stale(path: str) -> bool:
     return False
 
 
-def unmount(path: str, mount_id: Optional[int]) -> bool:
-    """Take the mount ``mount_id`` (None: whichever is there) away from ``path``.
+def unmount(path: str, mounted: Optional[Mounted]) -> bool:
+    """Take the mount ``mounted`` (None: whichever is there) away from ``path``.
 
-    Returns True where programs still use it: it is then out of sight, and ends with the last of them. Does nothing where
-    another mount, or none, is there. A failure is logged.
+    Returns True where programs still use it: it is then out of sight, and ends with the last of them. Takes away nothing
+    where another mount, or none, is there. A failure is logged.
     """
     present = mounted_at(path)
-    if (
-        present is None
-        or (mount_id is not None and present.mount_id != mount_id)
-        or not _fusermount("-u", path)
-    ):
-        return False
-    if not _fusermount("-uz", path):
+    if present is not None and mounted in (None, present):
+        if not _fusermount("-u", path):
+            return False
+        in_use = not _fusermount("-uz", path)
+        if not in_use and mounted_at(path) == present:
+            log.error("%s could not be unmounted: run fusermount3 -uz %s", path, path)
+    else:
+        in_use = mounted is not None and not is_mounted(mounted) and is_held(mounted)
+    if in_use:
         log.warning("%s is in use: the mount ends when the last program has closed its files", path)
-        return True
-    if mounted_at(path) == present:
-        log.error("%s could not be unmounted: run fusermount3 -uz %s", path, path)
-    return False
+    return in_use
 
 
-def unmount_unless_busy(path: str, mount_id: Optional[int]) -> str:
-    """Take the mount ``mount_id`` away from ``path``, unless programs use it; returns "" or why it is still there."""
+def unmount_unless_busy(path: str, mounted: Optional[Mounted]) -> str:
+    """Take the mount ``mounted`` away from ``path``, unless programs use it; returns "" or why it is still there."""
     present = mounted_at(path)
-    if present is not None and mount_id is not None and present.mount_id != mount_id:
+    if present is not None and mounted not in (None, present):
         return f"another mount, of {present.source}, lies over it"
     return _fusermount("-u", path) if present is not None else ""
 

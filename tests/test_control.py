@@ -25,6 +25,7 @@ from sftpmount.control.progress import Bar
 from sftpmount.control.server import Control
 from sftpmount.errors import MountpointError, UsageError
 from support.mount import CHECKOUT, Mount
+from support.namespace import Namespace
 from support.process import is_running, wait_until
 from support.relay import Relay
 from support.sshd import Sshd
@@ -392,6 +393,60 @@ def test_what_is_lost_at_the_end_is_told(
     assert mount.wait() == 1
 
 
+@pytest.mark.parametrize("by", ["a signal", "fusermount3 -uz"])
+def test_a_mount_that_is_out_of_sight_is_found_and_ends_with_the_program_that_writes(
+    mount: Mount, tmp_path: Path, by: str
+) -> None:
+    with Writer(mount.path / "file") as writer:
+        writer.write(b"first")
+        if by == "a signal":
+            mount.terminate()
+            wait_until(lambda: not mount.is_mounted, WAIT_S, "the unmount")
+        else:
+            subprocess.run([*by.split(), mount.path], check=True)
+        assert state_of(mount)["phase"] == "storing"
+        with client.find(str(mount.path), [str(tmp_path / "sftpmount")]).peer as peer:
+            answers = peer.ask("unmount")
+            assert any("unmounted" in answer for answer in answers)
+            assert "progress" in next(answers)  # and it goes on
+            writer.write(b", second")
+            assert writer.close() == 0
+            assert list(answers)[-1] == {"end": {"unstored": [], "why": ""}}
+    assert mount.wait() == 0
+    assert (mount.served / "file").read_bytes() == b"first, second"
+
+
+def test_a_mount_that_goes_out_of_sight_while_it_is_looked_for_is_found(
+    mount: Mount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = client.Peer.state
+
+    def state(peer: client.Peer) -> Dict[str, Any]:
+        if mount.is_mounted:
+            subprocess.run(["fusermount3", "-uz", mount.path], check=True)
+        return asked(peer)
+
+    monkeypatch.setattr(client.Peer, "state", state)
+    with Writer(mount.path / "file") as writer:
+        writer.write(b"content")
+        found = client.find(str(mount.path), [str(tmp_path / "sftpmount")])
+        found.peer.close()
+        assert found.state["phase"] == "storing"
+
+
+@pytest.mark.parametrize("command", ["fusermount3 -u", "true"])
+def test_umount_ends_a_mount_that_another_namespace_has_a_copy_of(
+    mount: Mount, tmp_path: Path, command: str
+) -> None:
+    """Whether somebody has unmounted it here before or not."""
+    with Namespace() as other:
+        subprocess.run([*command.split(), mount.path], check=True)
+        Path(f"{other.root}{mount.path}", "file").write_bytes(b"content")
+        assert run(tmp_path, "umount", mount.path).status == 0
+        assert (mount.served / "file").read_bytes() == b"content"
+        assert mount.wait() == 0 and "still mounted in another mount namespace" in mount.log_text()
+
+
 @pytest.mark.long
 def test_a_connection_that_breaks_in_the_middle_of_a_slow_upload(
     slow: Mount, relay: Relay, tmp_path: Path
@@ -485,8 +540,6 @@ except PermissionError as error:
 
 class Reports:
     """What a mount would tell."""
-
-    is_mounted = True
 
     def __init__(self, **progress: object) -> None:
         self._progress = {"written_bytes": 0, "unsent_bytes": 0, "uncommitted_bytes": 0, **progress}

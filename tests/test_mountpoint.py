@@ -164,6 +164,7 @@ MINE = Mounted(7, "fuse.sftpmount", "h:")
         (MINE, '[ "$1" = -uz ]', True, ["-u -- /m", "-uz -- /m"]),
         (MINE, "exit 1", False, ["-u -- /m", "-uz -- /m"]),
         (MINE._replace(mount_id=8), "exit 0", False, []),
+        (MINE._replace(device="0:8"), "exit 0", False, []),  # which has got the number of one that is gone
         (None, "exit 0", False, []),
     ],
 )
@@ -177,5 +178,5 @@ def test_unmount_takes_away_only_its_own_mount(
 ) -> None:
     monkeypatch.setattr(mountpoint, "mounted_at", lambda path: present)
     record = fusermount(script)
-    assert mountpoint.unmount("/m", 7) is in_use
+    assert mountpoint.unmount("/m", MINE) is in_use
     assert (record.read_text().splitlines() if record.exists() else []) == calls

@@ -130,19 +130,21 @@ def find(path: str, places: Sequence[str]) -> Found:
     Raises MountpointError with what is there instead, Silent where it does not answer.
     """
     path = mountpoint.located(path)
-    present = mountpoint.mounted_at(path)
-    silent: List[Silent] = []
-    for each in _sockets(places):
-        try:
-            with Peer(each) as peer:
-                state = peer.state()
-            if _is_it(state, path, present):
-                return Found(state, Peer(each))
-        except Silent as error:
-            silent.append(error)
-        except OSError:
-            pass  # of a mount that has ended
-    raise _missing(path, present, silent)
+    while True:
+        present = mountpoint.mounted_at(path)
+        silent: List[Silent] = []
+        for each in _sockets(places):
+            try:
+                with Peer(each) as peer:
+                    state = peer.state()
+                if _is_it(state, path, present):
+                    return Found(state, Peer(each))
+            except Silent as error:
+                silent.append(error)
+            except OSError:
+                pass  # of a mount that has ended
+        if mountpoint.mounted_at(path) == present:  # else it was mounted or unmounted meanwhile
+            raise _missing(path, present, silent)
 
 
 def _sockets(places: Sequence[str]) -> Iterator[str]:

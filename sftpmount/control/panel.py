@@ -29,16 +29,18 @@ class Panel:
         self._control = Control(places, self._reports, filesystem.sync)
         self._metrics = MetricsFile(metrics_file, self._reports.state) if metrics_file else None
 
-    def start(self, device: Optional[str], unmount: Callable[[], str]) -> None:
-        """It is mounted, as the file system with this number; ``unmount`` is ``Control.start``'s."""
-        self._reports.device = device
+    def start(
+        self, device: Optional[str], *, is_mounted: Callable[[], bool], unmount: Callable[[], str]
+    ) -> None:
+        """It is mounted, as the file system with this number.
+
+        is_mounted  whether it still is: False once it is out of sight, and only stores what is left
+        unmount     as for ``Control.start``
+        """
+        self._reports.device, self._reports.is_mounted = device, is_mounted
         self._control.start(unmount)
         if self._metrics is not None:
             self._metrics.start()
-
-    def unmounted(self) -> None:
-        """It is out of sight, and only stores what is left."""
-        self._reports.is_mounted = False
 
     def close(self, lost: Sequence[str]) -> None:
         """It has ended, and this was not stored."""

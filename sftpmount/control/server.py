@@ -41,8 +41,6 @@ _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 class Reports(Protocol):
     """What is asked of ``state.Reporter``."""
 
-    is_mounted: bool
-
     def sample(self) -> None: ...  # pragma: no cover
 
     def state(self) -> Dict[str, Any]: ...  # pragma: no cover

@@ -64,7 +64,8 @@ class Reporter:
         self._mounted_at = as_time(wall())
         self._samples: Deque[Tuple[float, int, int]] = collections.deque([self._sample()])
         self.device: Optional[str] = None  # as ``mountpoint.Mounted`` has it, once mounted
-        self.is_mounted = True  # to be set: False once it is only there to store what is left
+        # To be set: False once it is only there to store what is left.
+        self.is_mounted: Callable[[], bool] = lambda: True
 
     def _sample(self) -> Tuple[float, int, int]:
         return self._clock(), self._filesystem.files.acknowledged_bytes, self._remote.received_bytes
@@ -102,7 +103,7 @@ class Reporter:
             "version": __version__,
             "pid": os.getpid(),
             "device": self.device,
-            "phase": "mounted" if self.is_mounted else "storing",
+            "phase": "mounted" if self.is_mounted() else "storing",
             "mounted_at": self._mounted_at,
             "time": as_time(self._wall()),
             "directory": held["directory"],
