@@ -116,7 +116,7 @@ def _mount_line(line: options.CommandLine, *, fake: bool = False) -> int:
         daemon.in_background(lambda ready: _mount(wanted, ready), check_usable)
     except BaseException:
         if mountpoint.is_stale(wanted.mountpoint):
-            mountpoint.unmount(wanted.mountpoint, None)
+            mountpoint.OwnMount(wanted.mountpoint).unmount()
         raise
     return 0
 
@@ -300,42 +300,39 @@ def _serve(
     """Mount ``filesystem`` until it is unmounted or a signal comes, then ``drain``; returns what could not be stored."""
     from .fs import callers, fuse
 
-    ours: Optional[mountpoint.Mounted] = None
-    is_ending = False
+    own: mountpoint.OwnMount
     noise = None if wanted.debug else daemon.Noise()
 
-    def mounted() -> None:
-        nonlocal ours
-        ours = mountpoint.mounted_at(wanted.mountpoint)
-        panel.start(ours.device if ours else None, is_mounted=is_mounted, unmount=unmount_unless_busy)
+    def serve(on_ready: Callable[[], None], on_forced: Callable[[], None]) -> None:
+        def mounted() -> None:
+            nonlocal own
+            own = mountpoint.OwnMount(wanted.mountpoint)
+            on_ready()
+
+        fuse.serve(
+            filesystem,
+            wanted.mountpoint,
+            fuse_options=_fuse_options(wanted),
+            on_ready=mounted,
+            on_forced=on_forced,
+        )
+
+    def usable(end: Callable[[], None]) -> None:
+        def unmount_unless_busy() -> str:
+            why = own.unmount_unless_busy()
+            if not why:
+                end()  # somebody may use it still
+            return why
+
+        panel.start(own.device, is_mounted=own.is_mounted, unmount=unmount_unless_busy)
         if noise:
             noise.end()
         log.info("%s is mounted on %s", wanted.fsname, wanted.mountpoint)
         ready()
 
-    def is_mounted() -> bool:
-        """As the kernel has it at this moment: a person may unmount it too, and who asks looks there as well."""
-        return ours is not None and mountpoint.is_mounted(ours)
-
     def is_elsewhere() -> bool:
         """A container or a service that was started meanwhile has a copy of the mount, as unshare(1) describes."""
-        return (
-            ours is not None
-            and not mountpoint.is_mounted(ours)
-            and callers.is_connected()
-            and not mountpoint.is_held(ours)
-        )
-
-    def unmount() -> bool:
-        nonlocal is_ending
-        is_ending = True
-        return mountpoint.unmount(wanted.mountpoint, ours)
-
-    def unmount_unless_busy() -> str:
-        why = mountpoint.unmount_unless_busy(wanted.mountpoint, ours)
-        if not why and not is_ending and is_elsewhere():
-            os.kill(os.getpid(), signal.SIGTERM)  # a second one would give up what is not stored
-        return why
+        return not own.is_mounted() and callers.is_connected()
 
     def unstored() -> List[str]:
         return [os.fsdecode(path) + ": interrupted" for path in filesystem.unstored()]
@@ -343,15 +340,9 @@ def _serve(
     try:
         with daemon.harmless_stderr() if wanted.debug else contextlib.nullcontext():
             lost = daemon.supervise(
-                lambda on_ready, on_forced: fuse.serve(
-                    filesystem,
-                    wanted.mountpoint,
-                    fuse_options=_fuse_options(wanted),
-                    on_ready=on_ready,
-                    on_forced=on_forced,
-                ),
-                ready=mounted,
-                unmount=unmount,
+                serve,
+                ready=usable,
+                unmount=lambda: own.unmount(),
                 is_elsewhere=is_elsewhere,
                 store=drain,
                 unstored=unstored,

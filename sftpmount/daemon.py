@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 INTERRUPTED = 130  # the shell's 128 + SIGINT
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SENT_AGAIN_S = 0.05
+LOOK_S = 1.0
 _READY = b"\0"
 
 
@@ -164,7 +165,7 @@ def _failure(told: bytes, wait_status: int, was_interrupted: bool) -> ChildFaile
 def supervise(
     serve: Callable[[Callable[[], None], Callable[[], None]], None],
     *,
-    ready: Callable[[], None],
+    ready: Callable[[Callable[[], None]], None],
     unmount: Callable[[], bool],
     is_elsewhere: Callable[[], bool],
     store: Callable[[], List[str]],
@@ -173,8 +174,11 @@ def supervise(
 ) -> List[str]:
     """Run ``serve(on_ready, on_forced)`` in a thread until it ends, then ``store()``; return what that could not store.
 
-    ready         called here, in the main thread, once ``serve`` has called its on_ready; on_forced is as good as two signals
-    unmount       called for the first signal; True where programs still use the mount, which then ends with the last of them
+    ready         called here, in the main thread, once ``serve`` has called its on_ready; on_forced is as good as two signals.
+                  It is given a function that does what the first signal does, to be called from any thread; a signal that
+                  comes then is still the first
+    unmount       called for the first signal; True where programs still use the mount, which then ends with the last of
+                  them: called again every ``LOOK_S`` as long as they do
     is_elsewhere  called when ``unmount`` returned False; True where ``serve`` would go on all the same, for others
     store         stores all that is held; may take long; also called when one of these two returned True
     unstored      what is held just now, at once: what Abandoned names when a second signal comes
@@ -189,9 +193,14 @@ def supervise(
     os.set_blocking(writer, False)
     told: Deque[Tuple[str, object]] = collections.deque()
 
+    lock = threading.Lock()  # guards what follows
+    is_over = False
+
     def tell(event: str, value: object = None) -> None:
-        told.append((event, value))
-        os.write(writer, b"\0")
+        with lock:
+            if not is_over:
+                told.append((event, value))
+                os.write(writer, b"\0")
 
     def work() -> None:
         try:
@@ -214,16 +223,20 @@ def supervise(
             tell("failed", error)
 
     previous = _handle(lambda number, frame: None)
-    for each in on_signals:
+    # libfuse 2 takes Python's "ignored" for its own, and undoes it at its end; then a connection that breaks would end us.
+    for each in (signal.SIGPIPE, *on_signals):
         previous[signal.Signals(each)] = signal.signal(each, lambda number, frame: None)
     previous_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=work, name="serve", daemon=True)
     try:
         thread.start()
-        is_ready, has_unmounted, signals = False, False, 0
+        is_ready, is_ending, has_unmounted, is_in_use, signals = False, False, False, False, 0
         while True:
-            (number,) = os.read(reader, 1)
-            event, value = ("signal", number) if number else told.popleft()
+            if is_in_use and not select.select([reader], [], [], LOOK_S)[0]:
+                event, value, number = "look", None, 0
+            else:
+                (number,) = os.read(reader, 1)
+                event, value = ("signal", number) if number else told.popleft()
             if event == "ended":
                 assert isinstance(value, list)
                 return value
@@ -234,29 +247,34 @@ def supervise(
                 raise Abandoned(unstored())
             if event == "ready":
                 is_ready = True
-                if not signals:
-                    ready()
+                if not is_ending:
+                    ready(lambda: tell("end"))
+            elif event == "end":
+                is_ending = True
             elif number in STOP_SIGNALS:
+                is_ending = True
                 signals += 1
                 log.info("signal %d: unmounting", number)
             elif number in on_signals:
                 threading.Thread(target=on_signals[number], name="signal", daemon=True).start()
             if signals > 1:
                 raise Abandoned(unstored())
-            if is_ready and signals == 1 and not has_unmounted:
-                has_unmounted = True
-                if unmount():
-                    threading.Thread(target=store_now, name="store", daemon=True).start()
-                elif is_elsewhere():
+            if is_ready and is_ending and (event == "look" or not has_unmounted):
+                is_in_use = unmount()
+                if not is_in_use and is_elsewhere():
                     log.warning("still mounted in another mount namespace: it ends there, too")
                     threading.Thread(target=store_and_end, name="store", daemon=True).start()
+                elif is_in_use and not has_unmounted:
+                    log.warning("it is in use: the mount ends when the last program has closed its files")
+                    threading.Thread(target=store_now, name="store", daemon=True).start()
+                has_unmounted = True
     finally:
         signal.set_wakeup_fd(previous_wakeup)
         _restore(previous)
-        thread.join(0.1)
-        if not thread.is_alive():  # after Abandoned it may still have something to tell
-            os.close(reader)
-            os.close(writer)
+        with lock:  # the threads may still have something to tell
+            is_over = True
+        os.close(reader)
+        os.close(writer)
 
 
 class Noise:
@@ -319,9 +337,9 @@ def interruptible() -> Iterator[None]:
     interrupted = threading.Event()
 
     def interrupt(number: int, frame: Optional[FrameType]) -> None:
-        interrupted.set()
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN)  # one is enough: the next would hit what cleans up
+        interrupted.set()  # not before: it takes a lock, which a second signal would wait for
         raise KeyboardInterrupt
 
     previous = _handle(interrupt)

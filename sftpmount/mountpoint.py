@@ -37,28 +37,6 @@ def mounts(table: str = "/proc/self/mountinfo") -> Dict[str, Mounted]:
     return dict(_every_mount(table))
 
 
-def is_mounted(mounted: Mounted) -> bool:
-    """Whether it is there still, if only under another one. Of this process's mount namespace alone."""
-    return any(each == mounted for _, each in _every_mount())
-
-
-def is_held(mounted: Mounted) -> bool:
-    """Whether a program that this user may look at has something of that mount open, which may be out of sight by now.
-
-    Who holds a copy of it in another mount namespace does not count.
-    """
-    mark = f"mnt_id:\t{mounted.mount_id}\n"
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            for number in os.listdir(f"/proc/{pid}/fdinfo"):
-                with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace") as lines:
-                    if mark in lines:
-                        return True
-        except OSError:
-            pass  # it has ended, or is another user's
-    return False
-
-
 def _every_mount(table: str = "/proc/self/mountinfo") -> Iterator[Tuple[str, Mounted]]:
     """Mountpoints and what is mounted there; of several mounts on one the topmost comes last."""
     with open(table, encoding="utf-8", errors="surrogateescape") as lines:
@@ -152,14 +130,13 @@ def _explained(error: OSError, shown: str) -> str:
 def users_of(path: str) -> List[str]:
     """The programs that hold something of the mount on ``path`` open, as "name (pid)": those that this user may look at."""
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        process = f"/proc/{pid}"
+    for process in _processes():
         try:
             links = [f"{process}/cwd", *(f"{process}/fd/{number}" for number in os.listdir(f"{process}/fd"))]
             held = [os.readlink(link) for link in links]
             if any(each == path or each.startswith(path + "/") for each in held):
                 with open(f"{process}/comm", encoding="utf-8", errors="surrogateescape") as file:
-                    found.append(f"{printable(file.read().strip())} ({pid})")
+                    found.append(f"{printable(file.read().strip())} ({os.path.basename(process)})")
         except OSError:
             pass  # it has ended, or is another user's
         if len(found) == USERS_NAMED_MAX:
@@ -176,32 +153,98 @@ def is_stale(path: str) -> bool:
     return False
 
 
-def unmount(path: str, mounted: Optional[Mounted]) -> bool:
-    """Take the mount ``mounted`` (None: whichever is there) away from ``path``.
-
-    Returns True where programs still use it: it is then out of sight, and ends with the last of them. Takes away nothing
-    where another mount, or none, is there. A failure is logged.
+class OwnMount:
+    """What is mounted on ``path`` when this is made, and how it ends: it is taken away here, but may live on for programs that
+    have something of it open, and in other mount namespaces.
     """
-    present = mounted_at(path)
-    if present is not None and mounted in (None, present):
-        if not _fusermount("-u", path):
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._mounted = mounted_at(path)
+        self._was_idle = False  # when it was taken away
+
+    @property
+    def device(self) -> Optional[str]:
+        """As ``Mounted`` has it; None where it was gone again at once."""
+        return None if self._mounted is None else self._mounted.device
+
+    def is_mounted(self) -> bool:
+        """Whether it is there still, if only under another one. Of this process's mount namespace alone."""
+        return any(each == self._mounted for _, each in _every_mount())
+
+    def unmount(self) -> bool:
+        """Take it away, if it is there and no other lies over it. A failure is logged.
+
+        Returns True where programs still use it: it is then out of sight, and ends with the last of them.
+        """
+        if self.unmount_unless_busy() and mounted_at(self._path) == self._mounted:
+            if _fusermount("-uz", self._path) and self.is_mounted():
+                log.error("%s could not be unmounted: run fusermount3 -uz %s", self._path, self._path)
+        if self._mounted is None or self._was_idle or self.is_mounted():
             return False
-        in_use = not _fusermount("-uz", path)
-        if not in_use and mounted_at(path) == present:
-            log.error("%s could not be unmounted: run fusermount3 -uz %s", path, path)
-    else:
-        in_use = mounted is not None and not is_mounted(mounted) and is_held(mounted)
-    if in_use:
-        log.warning("%s is in use: the mount ends when the last program has closed its files", path)
-    return in_use
+        return _is_in_use(self._mounted)
+
+    def unmount_unless_busy(self) -> str:
+        """Take it away unless programs use it; returns "" or why it is still there."""
+        present = mounted_at(self._path)
+        if not self.is_mounted():
+            return ""
+        if present is not None and present != self._mounted:
+            return f"another mount, of {present.source}, lies over it"
+        why = _fusermount("-u", self._path)
+        self._was_idle = not why
+        return why
 
 
-def unmount_unless_busy(path: str, mounted: Optional[Mounted]) -> str:
-    """Take the mount ``mounted`` away from ``path``, unless programs use it; returns "" or why it is still there."""
-    present = mounted_at(path)
-    if present is not None and mounted not in (None, present):
-        return f"another mount, of {present.source}, lies over it"
-    return _fusermount("-u", path) if present is not None else ""
+def _is_in_use(mounted: Mounted) -> bool:
+    """Whether programs use it where it was mounted, now that it is out of sight.
+
+    It has not ended, so somebody uses it: where no copy is seen, programs here. That need not be an open file (a mapping or a
+    working directory will do), and is the safe answer where the copy is in a namespace that this user may not look at.
+    """
+    return _is_held(mounted) or not _has_copy(mounted)
+
+
+def _is_held(mounted: Mounted) -> bool:
+    """Whether a program has a file of it open, other than through a copy, which has a number of its own."""
+    mark = f"mnt_id:\t{mounted.mount_id}\n"
+    for process in _processes():
+        try:
+            numbers = os.listdir(f"{process}/fdinfo")
+        except OSError:
+            continue  # it has ended, or is another user's
+        for number in numbers:
+            try:
+                with open(f"{process}/fdinfo/{number}", encoding="ascii", errors="replace") as lines:
+                    if mark in lines and not _is_anothers(mounted.mount_id, process):
+                        return True
+            except OSError:
+                pass  # it was closed
+    return False
+
+
+def _is_anothers(mount_id: int, process: str) -> bool:
+    """Whether the number of a mount that is out of sight was given to one that the process sees."""
+    return any(each.mount_id == mount_id for _, each in _every_mount(f"{process}/mountinfo"))
+
+
+def _has_copy(mounted: Mounted) -> bool:
+    """Whether a mount namespace that this user may look at has the file system, too."""
+    seen = set()
+    for process in _processes():
+        try:
+            namespace = os.readlink(f"{process}/ns/mnt")
+            if namespace not in seen:
+                seen.add(namespace)
+                if any(each.device == mounted.device for _, each in _every_mount(f"{process}/mountinfo")):
+                    return True
+        except OSError:
+            pass  # it has ended, or is another user's
+    return False
+
+
+def _processes() -> Iterator[str]:
+    return (f"/proc/{name}" for name in os.listdir("/proc") if name.isdigit())
 
 
 def _fusermount(flag: str, path: str) -> str:

@@ -156,6 +156,20 @@ def state_of(mount: Mount) -> Dict[str, Any]:
     return checked({"format": 1, "mounts": [found.state]})[0]
 
 
+def serves(pid: int) -> bool:
+    """Whether the process has FUSE's device open."""
+    opened = os.listdir(f"/proc/{pid}/fd")
+    with contextlib.suppress(FileNotFoundError):  # closed meanwhile: look again
+        return any(os.readlink(f"/proc/{pid}/fd/{number}") == "/dev/fuse" for number in opened)
+    return True
+
+
+def is_ended_by(pid: int, number: signal.Signals) -> bool:
+    """Whether the process neither ignores nor handles the signal."""
+    masks = re.findall(r"^Sig(?:Ign|Cgt):\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return not any(int(mask, 16) & 1 << (number - 1) for mask in masks)
+
+
 @pytest.fixture
 def slow(sshd: Sshd, relay: Relay, make_mount: Callable[..., Mount], served: Path) -> Mount:
     """A mount behind a line of 0.75 MB/s."""
@@ -426,6 +440,7 @@ def test_a_mount_that_goes_out_of_sight_while_it_is_looked_for_is_found(
             subprocess.run(["fusermount3", "-uz", mount.path], check=True)
         return asked(peer)
 
+    assert state_of(mount)["phase"] == "mounted"
     monkeypatch.setattr(client.Peer, "state", state)
     with Writer(mount.path / "file") as writer:
         writer.write(b"content")
@@ -434,17 +449,83 @@ def test_a_mount_that_goes_out_of_sight_while_it_is_looked_for_is_found(
         assert found.state["phase"] == "storing"
 
 
-@pytest.mark.parametrize("command", ["fusermount3 -u", "true"])
+@pytest.mark.parametrize("here", ["mounted", "unmounted", "in use"])
 def test_umount_ends_a_mount_that_another_namespace_has_a_copy_of(
-    mount: Mount, tmp_path: Path, command: str
+    mount: Mount, tmp_path: Path, here: str
 ) -> None:
-    """Whether somebody has unmounted it here before or not."""
-    with Namespace() as other:
-        subprocess.run([*command.split(), mount.path], check=True)
-        Path(f"{other.root}{mount.path}", "file").write_bytes(b"content")
-        assert run(tmp_path, "umount", mount.path).status == 0
-        assert (mount.served / "file").read_bytes() == b"content"
+    """With the last program that uses it here."""
+    assert state_of(mount)["phase"] == "mounted"
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(Namespace())
+        writer = stack.enter_context(Writer(mount.path / "file")) if here == "in use" else None
+        if writer is not None:
+            writer.write(b"")
+        if here != "mounted":
+            subprocess.run(["fusermount3", "-uz", mount.path], check=True)
+        Path(f"{other.root}{mount.path}", "copy").write_bytes(b"content")
+        umount = Command(tmp_path, "umount", mount.path, on_terminal=True)
+        if writer is not None:
+            umount.await_drawn("sent")
+            writer.write(b"content")
+            assert umount.is_waiting and writer.close() == 0
+            assert (mount.served / "file").read_bytes() == b"content"
+        assert umount.end().status == 0
         assert mount.wait() == 0 and "still mounted in another mount namespace" in mount.log_text()
+    assert (mount.served / "copy").read_bytes() == b"content"
+
+
+def test_who_still_sees_a_mount_may_ask_it(mount: Mount, tmp_path: Path) -> None:
+    """Though it was unmounted where its process is."""
+    bound = tmp_path / "bound"
+    bound.mkdir()
+    assert state_of(mount)["phase"] == "mounted"
+    subprocess.run(["mount", "--bind", mount.path, bound], check=True)
+    try:
+        subprocess.run(["fusermount3", "-u", mount.path], check=True)
+        (state,) = states(tmp_path, bound)
+        assert state["mountpoint"] == str(mount.path) and state["phase"] == "storing"
+        assert run(tmp_path, "umount", bound).status == 0
+        assert mount.wait() == 0
+    finally:
+        subprocess.run(["umount", bound], check=True)
+
+
+def test_what_is_left_is_stored_though_nobody_waits_for_it_any_more(
+    sshd: Sshd, relay: Relay, make_mount: Callable[..., Mount], served: Path, tmp_path: Path
+) -> None:
+    """libfuse 2, at its end, lets SIGPIPE end the process that writes to who has left."""
+    mount = make_mount(sshd, "-o", IMPATIENT + "60", port=relay.port, directory=str(served))
+    with Writer(mount.path / "file") as writer:
+        writer.write(b"")
+        with away(relay, mount):
+            writer.write(b"content")
+            mount.terminate()
+            wait_until(lambda: not mount.is_mounted, WAIT_S, "the unmount")
+            umount = Command(tmp_path, "umount", mount.path, on_terminal=True)
+            umount.await_drawn("is away")
+            writer.process.kill()
+            wait_until(lambda: not serves(mount.pid), WAIT_S, "libfuse's end")
+            assert not is_ended_by(mount.pid, signal.SIGPIPE)
+            assert umount.interrupt().status == 130
+    assert mount.wait() == 0
+    assert (served / "file").read_bytes() == b"content"
+
+
+def test_what_cannot_be_stored_of_a_mount_out_of_sight_is_named_at_once(
+    sshd: Sshd, relay: Relay, make_mount: Callable[..., Mount], served: Path, tmp_path: Path
+) -> None:
+    mount = make_mount(sshd, "-o", IMPATIENT + "1", port=relay.port, directory=str(served))
+    with Writer(mount.path / "file") as writer:
+        writer.write(b"")
+        with away(relay, mount):
+            writer.write(b"content")
+            subprocess.run(["fusermount3", "-uz", mount.path], check=True)
+            umount = run(tmp_path, "umount", mount.path)
+            assert umount.status == 1 and "sftpmount: not stored: /file: " in umount.err
+            assert f"it is unmounted, and process {mount.pid} goes on with what is left." in umount.err
+        wait_until(lambda: state_of(mount)["connection"]["connected"], WAIT_S, "the server to be back")
+        assert writer.close() == 0
+    assert mount.wait() == 0 and (served / "file").read_bytes() == b"content"
 
 
 @pytest.mark.long

@@ -130,8 +130,8 @@ class Mount:
     ) -> None:
         self.calls: List[str] = []
         self._lost = lost or []
-        self._in_use = in_use
-        self._elsewhere = elsewhere
+        self.in_use = in_use
+        self.elsewhere = elsewhere
         self.unmounted = threading.Event()
         self.may_store = threading.Event()
         self.may_store.set()
@@ -145,12 +145,12 @@ class Mount:
 
     def unmount(self) -> bool:
         self.calls.append("unmount")
-        if not self._in_use and not self._elsewhere:
+        if not self.in_use and not self.elsewhere:
             self.unmounted.set()
-        return self._in_use
+        return self.in_use
 
     def is_elsewhere(self) -> bool:
-        return self._elsewhere
+        return self.elsewhere
 
     def store(self) -> List[str]:
         assert self.may_store.wait(20)
@@ -158,6 +158,9 @@ class Mount:
         return self._lost
 
     def run(self, ready: Callable[[], None]) -> List[str]:
+        return self.run_with(lambda end: ready())
+
+    def run_with(self, ready: Callable[[Callable[[], None]], None]) -> List[str]:
         return supervise(
             self.serve,
             ready=ready,
@@ -199,7 +202,7 @@ def test_a_signal_that_comes_before_the_mount_waits_for_it() -> None:
 
     lost = supervise(
         serve,
-        ready=lambda: told.append("ready"),
+        ready=lambda end: told.append("ready"),
         unmount=mount.unmount,
         is_elsewhere=mount.is_elsewhere,
         store=mount.store,
@@ -229,6 +232,57 @@ def test_a_mount_that_others_go_on_to_see_is_stored_and_ended() -> None:
     mount.unmounted.set()
 
 
+def test_a_mount_in_use_that_others_go_on_to_see_ends_with_its_last_user_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(daemon, "LOOK_S", 0.01)
+    mount = Mount(in_use=True)
+
+    def last_user() -> None:
+        wait_until(lambda: mount.calls.count("unmount") > 2, 20, "another look")
+        mount.elsewhere, mount.in_use = True, False
+
+    user = threading.Thread(target=last_user)
+    user.start()
+    assert mount.run(lambda: signal_self(signal.SIGTERM)) == []
+    user.join()
+    assert mount.calls.count("store") == 2
+    mount.unmounted.set()
+
+
+def test_an_end_that_was_asked_for_is_no_signal() -> None:
+    """As often as it is asked for: the signal behind it is the first, and gives up nothing."""
+    mount = Mount()
+    mount.may_store.clear()
+
+    def ready(end: Callable[[], None]) -> None:
+        end()
+        end()
+        threading.Thread(target=signal_while_it_stores, args=(end,)).start()
+
+    def signal_while_it_stores(end: Callable[[], None]) -> None:
+        assert mount.unmounted.wait(20)
+        signal_self(signal.SIGTERM)
+        end()
+        mount.may_store.set()
+
+    assert mount.run_with(ready) == []
+    assert mount.calls == ["unmount", "store"]
+
+
+def test_who_asks_for_the_end_behind_it_is_not_heard() -> None:
+    mount = Mount()
+    asking: List[Callable[[], None]] = []
+
+    def ready(end: Callable[[], None]) -> None:
+        asking.append(end)
+        end()
+
+    assert mount.run_with(ready) == []
+    asking[0]()
+    assert mount.calls == ["unmount", "store"]
+
+
 def test_a_second_signal_ends_at_once_and_names_what_is_lost() -> None:
     mount = Mount()
     mount.may_store.clear()
@@ -256,7 +310,7 @@ def test_an_unmount_by_force_ends_at_once_and_names_what_is_lost() -> None:
     with pytest.raises(Abandoned) as caught:
         supervise(
             serve,
-            ready=lambda: None,
+            ready=lambda end: None,
             unmount=mount.unmount,
             is_elsewhere=mount.is_elsewhere,
             store=mount.store,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from pathlib import Path
-from typing import Callable, List, Optional
+from typing import Callable, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -154,18 +155,23 @@ def fusermount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
     return install
 
 
-MINE = Mounted(7, "fuse.sftpmount", "h:")
+MINE = Mounted(7, "fuse.sftpmount", "h:", "0:7")
 
 
 @pytest.mark.parametrize(
     ("present", "script", "in_use", "calls"),
     [
-        (MINE, "exit 0", False, ["-u -- /m"]),
-        (MINE, '[ "$1" = -uz ]', True, ["-u -- /m", "-uz -- /m"]),
+        (MINE, "rm table", False, ["-u -- /m"]),
+        (MINE, '[ "$1" = -uz ] && rm table', True, ["-u -- /m", "-uz -- /m"]),
         (MINE, "exit 1", False, ["-u -- /m", "-uz -- /m"]),
-        (MINE._replace(mount_id=8), "exit 0", False, []),
-        (MINE._replace(device="0:8"), "exit 0", False, []),  # which has got the number of one that is gone
-        (None, "exit 0", False, []),
+        (MINE._replace(mount_id=8), "exit 0", False, []),  # a copy
+        (
+            MINE._replace(device="0:8"),
+            "exit 0",
+            True,
+            [],
+        ),  # has got the number of ours, which is out of sight
+        (None, "exit 0", True, []),
     ],
 )
 def test_unmount_takes_away_only_its_own_mount(
@@ -174,9 +180,17 @@ def test_unmount_takes_away_only_its_own_mount(
     in_use: bool,
     calls: List[str],
     fusermount: Callable[[str], Path],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mountpoint, "mounted_at", lambda path: present)
-    record = fusermount(script)
-    assert mountpoint.unmount("/m", MINE) is in_use
+    record = fusermount(f"cd {tmp_path}; {script}")
+    (tmp_path / "table").touch()
+    tables: Iterator[Optional[Mounted]] = itertools.chain([MINE], itertools.repeat(present))
+
+    def every_mount(table: str = "") -> Iterator[Tuple[str, Mounted]]:
+        seen = next(tables) if (tmp_path / "table").exists() else None
+        yield from [("/m", seen)] if seen else []
+
+    monkeypatch.setattr(mountpoint, "_every_mount", every_mount)
+    assert mountpoint.OwnMount("/m").unmount() is in_use
     assert (record.read_text().splitlines() if record.exists() else []) == calls

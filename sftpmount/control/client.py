@@ -154,9 +154,9 @@ def _sockets(places: Sequence[str]) -> Iterator[str]:
 
 
 def _is_it(state: Dict[str, Any], path: str, present: Optional[Mounted]) -> bool:
-    if state["phase"] != "mounted":
-        return present is None and bool(state["mountpoint"] == path)
-    return present is not None and bool(state["device"] == present.device)
+    if present is not None:  # if only to the asker: a copy, or bound to another directory
+        return bool(state["device"] == present.device)
+    return bool(state["phase"] == "storing" and state["mountpoint"] == path)
 
 
 def _missing(path: str, present: Optional[Mounted], silent: Sequence[Silent]) -> SftpMountError:

@@ -169,23 +169,27 @@ def _sync(path: str, places: Sequence[str]) -> int:
 def _umount(path: str, places: Sequence[str]) -> int:
     bar = Bar(sys.stderr)
     found = client.find(path, places)
-    is_mounted = found.state["phase"] == "mounted"
+    was_mounted, is_ending = found.state["phase"] == "mounted", False
     with found.peer as peer:
         try:
             for answer in peer.ask("unmount"):
                 if "progress" in answer:
                     bar.show(answer["progress"])
                 elif "unmounted" in answer:
-                    is_mounted = False
-                elif is_mounted:
-                    return _refusal(bar, found.state["mountpoint"], answer["end"])
-                else:
+                    is_ending = True
+                elif is_ending:
                     _await_end(peer)
                     return _verdict(bar, answer["end"])
+                elif was_mounted:
+                    return _refusal(bar, found.state["mountpoint"], answer["end"])
+                else:
+                    status = _verdict(bar, answer["end"])
+                    _say(f"it is unmounted, and process {peer.pid} goes on with what is left.")
+                    return status
         except KeyboardInterrupt:
             _say(
                 "interrupted; the mount is as it was, and goes on storing."
-                if is_mounted
+                if was_mounted and not is_ending
                 else f"interrupted; it is unmounted, and process {peer.pid} stores what is left."
             )
             return INTERRUPTED
