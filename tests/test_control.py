@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
@@ -154,6 +155,10 @@ def state_of(mount: Mount) -> Dict[str, Any]:
     found = client.find(str(mount.path), [str(place)])
     found.peer.close()
     return checked({"format": 1, "mounts": [found.state]})[0]
+
+
+def time_of(mount: Mount) -> datetime:
+    return datetime.fromisoformat(state_of(mount)["time"])
 
 
 def serves(pid: int) -> bool:
@@ -507,6 +512,8 @@ def test_what_is_left_is_stored_though_nobody_waits_for_it_any_more(
             wait_until(lambda: not serves(mount.pid), WAIT_S, "libfuse's end")
             assert not is_ended_by(mount.pid, signal.SIGPIPE)
             assert umount.interrupt().status == 130
+            left_at = datetime.now(timezone.utc) + timedelta(seconds=5 * server.PROGRESS_S)
+            wait_until(lambda: time_of(mount) > left_at, WAIT_S, "more progress to tell")
     assert mount.wait() == 0
     assert (served / "file").read_bytes() == b"content"
 
