@@ -140,10 +140,13 @@ class Loop:
         try:
             successor.start()
         except RuntimeError as error:  # no more threads: others wait until this one is done
-            log.warning("no thread for the kernel's next request: %s", error)
             with self._lock:
                 self._threads.remove(successor)
                 self._leader = leader
+                if leader in self._parked:  # done meanwhile
+                    self._parked.remove(leader)
+                    leader.bed.release()
+            log.warning("no thread for the kernel's next request: %s", error)
 
     def serve(self, me: _Server) -> None:
         """The life of a thread: it leads, and is parked when another does, until too many are."""

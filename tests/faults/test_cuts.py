@@ -39,6 +39,8 @@ VARIANTS: Dict[str, Tuple[str, ...]] = {
     "lanes=1": ("-o", "lanes=1"),
     "uncached": ("-o", "dcache_timeout=0"),
 }
+# Nothing is listed ahead, and no lane is opened late: each request has its number.
+NUMBERED: Dict[str, Tuple[str, ...]] = {"numbered": ("-o", "dcache_timeout=0,lanes=1")}
 # For each operation, whatever is cut: a reconnect takes a few tenths of a second.
 OPERATION_S = 20.0
 # An idle machine needs 30 s for the short tests together; a busy one much longer, and no verdict depends on it.
@@ -89,7 +91,7 @@ class Place:
         with contextlib.ExitStack() as stack:
             self.sshd = stack.enter_context(Sshd(tmp_dir, sftp_server=command))
             self.mount = stack.enter_context(
-                PromptMount(self.sshd, tmp_dir, *VARIANTS[variant], life_s=7200.0)
+                PromptMount(self.sshd, tmp_dir, *{**VARIANTS, **NUMBERED}[variant], life_s=7200.0)
             )
             self._stack = stack.pop_all()
 
@@ -239,7 +241,7 @@ def parse(text: str) -> Tuple[str, Case]:
 
 def test_only_a_lost_reply_is_an_excuse(tmp_path: Path) -> None:
     """The cutter's three ways, seen from above: the sequence "names" begins with a mkdir."""
-    with places(tmp_path, "uncached", 1) as (place,):  # nothing is listed ahead: each request has its number
+    with places(tmp_path, "numbered", 1) as (place,):
         for way in WAYS:
             said: Dict[str, int] = {}
             for number in range(1, 40):  # what comes before it are looks, more of them for an ordinary user

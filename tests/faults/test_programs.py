@@ -322,6 +322,7 @@ def while_the_server_sleeps(line: Line, change: Callable[[], object]) -> None:
     wait_until(lambda: bool(set(line.sshd.sessions()) - set(sessions)), 30, "the next session")
     send_signal(sessions, signal.SIGCONT)
     changing.result(PROGRAM_TIMEOUT_S)
+    wait_until(lambda: line.reconnects >= 1, 30, "the log, which is written behind the event")
     assert line.reconnects == 1
     wait_until(lambda: not any(map(is_running, sessions)), 30, "the end of the old sessions")
 

@@ -40,7 +40,7 @@ class Mounted:
 
     def __init__(self, server: Any, root: bytes, clock: Callable[[], float], **settings: Any) -> None:
         far: Dict[str, Any] = {"retry_timeout_s": 20.0, "alive_interval_s": 0.0, "lanes": 3, "settle_s": 0.0}
-        far["request_deadline_s"] = 300.0
+        far.update(request_deadline_s=300.0, alive_count_max=3)
         far.update({name: settings.pop(name) for name in list(settings) if name in far})
         if settings.pop("leaps", False):
             far.update(clock=Leaps(), retry_timeout_s=None)

@@ -206,6 +206,7 @@ def test_a_server_that_cannot_tell_the_id_once_is_asked_again(server: FakeServer
     disk = Disk(server)
     server.arm(Fault("status", named("statvfs")))
     server.cut()
+    wait_until(lambda: fs._remote.reconnects == 1 and fs._remote.connected, WAIT_S, "the reconnect")
     assert names(fs) == []
     disk.unmount()
     server.cut()

@@ -75,7 +75,10 @@ def kernel() -> Iterator[Kernel]:
     kernel.close()
 
 
-def test_one_thread_serves_who_asks_one_thing_after_the_other(kernel: Kernel) -> None:
+def test_one_thread_serves_who_asks_one_thing_after_the_other(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STUCK_S", 1000.0)
     texts = [b"%d" % number for number in range(300)]
     for text in texts:
         kernel.ask(text)
@@ -223,8 +226,9 @@ def test_a_fault_of_ours_ends_the_mount(kernel: Kernel) -> None:
     assert [error.errno for error in kernel.errors] == [errno.EIO]
 
 
-def test_two_that_read_at_once_for_a_moment(kernel: Kernel) -> None:
+def test_two_that_read_at_once_for_a_moment(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is relieved the moment it is done reads once more."""
+    monkeypatch.setattr(module, "_STUCK_S", 1000.0)
     kernel.ask(b"first")
     kernel.expect(b"first")
     leader = kernel.loop._leader

@@ -127,7 +127,9 @@ def libfuse() -> Libfuse:
 
 
 @pytest.fixture
-def kernel(libfuse: Libfuse) -> Iterator[Kernel]:
+def kernel(libfuse: Libfuse, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    for patience in ("_LOOKING_S", "LATE_S"):
+        monkeypatch.setattr(module, patience, 1000.0)
     kernel = Kernel(libfuse)
     yield kernel
     kernel.close()

@@ -370,6 +370,12 @@ class TestPermissions:
                 os.open(path, os.O_WRONLY)
 
 
+class LastingRows(Mount):
+    """Removals are in a row however slow the machine is."""
+
+    changes = "from sftpmount.fs import removals; removals.ROW_S = 60.0"
+
+
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:asyncssh")
 class TestServersWords:
     """Errors that a POSIX test machine cannot produce at will come from a server of our own."""
@@ -380,11 +386,10 @@ class TestServersWords:
             yield server
 
     @pytest.fixture
-    def mount(self, server: FaultyServer, make_mount: Callable[..., Mount]) -> Iterator[Mount]:
-        mount = make_mount(server)
-        yield mount
-        server.faults.clear()
-        mount.close()
+    def mount(self, server: FaultyServer, tmp_path: Path) -> Iterator[Mount]:
+        with LastingRows(server, tmp_path) as mount:
+            yield mount
+            server.faults.clear()
 
     WORDS = [
         (lambda: asyncssh.SFTPFailure("Disk quota exceeded"), errno.EDQUOT),

@@ -196,7 +196,7 @@ class TestLeaks:
     def test_1000_cycles(
         self, own_sshd: Sshd, make_mount: Callable[..., Mount], cycle: Callable[[Mount, int], None]
     ) -> None:
-        self.check(own_sshd, make_mount(own_sshd), cycle, 1000, MIB)
+        self.check(own_sshd, make_mount(own_sshd), cycle, 1000, 2 * MIB)
 
     @pytest.mark.long
     @pytest.mark.timeout(900)

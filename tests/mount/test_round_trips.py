@@ -19,7 +19,7 @@ from support.sshd import Sshd
 
 RTT_MS = 100.0
 ATTEMPTS = (
-    3  # a machine that stalls for a round trip parts a flight in two: only what comes again is our doing
+    10  # a machine that stalls for a round trip parts a flight in two: only what comes again is our doing
 )
 OLD = 1_400_000_000
 DATA = noise(5000)

@@ -71,15 +71,15 @@ def end_at_the_codec(stream: bytes, kind: int, parse: Callable[[bytes], Any], st
 class Talk:
     """One session, and every kind of request on it."""
 
-    def __init__(self, server: FakeServer) -> None:
+    def __init__(self, server: FakeServer, lie: Lie) -> None:
         self.values: List[Any] = []
         self.errors: List[Exception] = []
         self.session = Session(
             server.dial(),
             lanes=1,
             alive_interval_s=0.4,
-            alive_count_max=3,
-            request_deadline_s=DEADLINE_S,
+            alive_count_max=50,
+            request_deadline_s=DEADLINE_S if lie.end in ("deadline", "start") else WAIT_S,
             on_lost=lambda session: None,
         )
 
@@ -135,10 +135,10 @@ def test_session(server: FakeServer, lie: Lie) -> None:
     threads = threading.active_count()
     if lie.end == "start":
         with pytest.raises((ProtocolViolation, ConnectionLost, RemoteDirectoryError)) as caught:
-            within(WAIT_S, lambda: Talk(server))
+            within(WAIT_S, lambda: Talk(server, lie))
         assert str(caught.value).isprintable()
         return
-    talk = within(WAIT_S, lambda: Talk(server))
+    talk = within(WAIT_S, lambda: Talk(server, lie))
     try:
         within(WAIT_S, talk.all)
         lost = talk.session.lost

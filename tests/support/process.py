@@ -56,8 +56,11 @@ def free_port() -> int:
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str, interval_s: float = 0.01) -> None:
     """Return as soon as ``condition()`` holds; raise TimeoutError that names ``what`` when it does not in time."""
     deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() >= deadline:
+    while True:
+        is_last = time.monotonic() >= deadline  # before the look, which may take its time
+        if condition():
+            return
+        if is_last:
             raise TimeoutError(f"{what}: not within {timeout_s:g} s")
         time.sleep(interval_s)
 
