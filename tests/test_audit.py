@@ -519,7 +519,7 @@ def forward(port: int, times: int) -> Answer:
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (mute, "within 1 s"),
+        (mute, "within 3 s"),
         (say(b"HTTP/1.1 400 \x1b[31mBad Request\r\n\r\n" * 200), "SSH"),
         (drop, "SSH"),
         (say(b"SSH-2.0-x\r\n"), "closed the connection"),
@@ -528,7 +528,7 @@ def forward(port: int, times: int) -> Answer:
 )
 def test_what_is_no_ssh_server_gets_one_sentence(answer: Answer, sentence: str) -> None:
     with listening(answer) as port:
-        words = ["-F", "none", "-p", str(port), "-o", "ConnectTimeout=1", "nobody@127.0.0.1"]
+        words = ["-F", "none", "-p", str(port), "-o", "ConnectTimeout=3", "nobody@127.0.0.1"]
         result = Result(words)
         assert (result.status, result.out) == (2, "")
         assert one_sentence(result.err) and f"127.0.0.1 port {port}" in result.err and sentence in result.err

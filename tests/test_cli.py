@@ -257,7 +257,7 @@ def test_an_interrupt_while_connecting_ends_all(
 
 def test_a_server_that_says_nothing_is_waited_for_no_longer_than_told(mute_port: int, tmp_path: Path) -> None:
     result = Result(
-        command("127.0.0.1:", str(tmp_path), "-F", "none", "-p", str(mute_port), "-o", "ConnectTimeout=1")
+        command("127.0.0.1:", str(tmp_path), "-F", "none", "-p", str(mute_port), "-o", "ConnectTimeout=3")
     )
     assert result.status == 5 and silent(result.err)
 

@@ -35,7 +35,7 @@ WAIT_S = 30.0
 MIB = 1 << 20
 SLOW_BPS = 6e6
 # A server that is silent is noticed soon.
-IMPATIENT = "ServerAliveInterval=1,ServerAliveCountMax=2,ConnectTimeout=2,retry_timeout="
+IMPATIENT = "ServerAliveInterval=5,ServerAliveCountMax=3,ConnectTimeout=5,retry_timeout="
 SCHEMA = json.loads((CHECKOUT / "sftpmount/control/status.schema.json").read_text())
 
 
@@ -151,10 +151,18 @@ def checked(told: Dict[str, Any]) -> List[Dict[str, Any]]:
 def state_of(mount: Mount) -> Dict[str, Any]:
     """The same from the socket itself, without the time that a new process takes."""
     place = mount.path.parent / "sftpmount"
-    wait_until(lambda: any(place.glob("*.sock")), WAIT_S, "the socket, which comes right behind the mount")
+    socket_of(mount, place)
     found = client.find(str(mount.path), [str(place)])
     found.peer.close()
     return checked({"format": 1, "mounts": [found.state]})[0]
+
+
+def socket_of(mount: Mount, place: Path) -> Path:
+    """Its control socket, which comes right behind the mount."""
+    pattern = f"{mount.pid}-*.sock"
+    wait_until(lambda: any(place.glob(pattern)), WAIT_S, "the socket")
+    (path,) = place.glob(pattern)
+    return path
 
 
 def time_of(mount: Mount) -> datetime:
@@ -210,11 +218,13 @@ def test_two_mounts_and_what_is_left_of_a_third(
     sshd: Sshd, tmp_path: Path, make_mount: Callable[..., Mount]
 ) -> None:
     killed = make_mount(sshd)
+    stale = socket_of(killed, tmp_path / "sftpmount")
     killed.kill()
-    (stale,) = (tmp_path / "sftpmount").iterdir()
     first = make_mount(sshd, "-o", "commit=fsync,ro,fsname=first")
+    socket_of(first, tmp_path / "sftpmount")
     assert not stale.exists()
     second = make_mount(sshd)
+    socket_of(second, tmp_path / "sftpmount")
     stale.parent.joinpath("1-0.sock").write_bytes(b"")  # nor does what is no socket confuse anybody
     found = {state["mountpoint"]: state for state in states(tmp_path)}
     assert {str(first.path), str(second.path)} <= set(found) and str(killed.path) not in found
@@ -589,6 +599,7 @@ def test_a_stopped_process_is_not_waited_for(
     mount: Mount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = [str(tmp_path / "sftpmount")]
+    socket_of(mount, tmp_path / "sftpmount")
     monkeypatch.setattr(client, "STATE_S", 0.2)
     os.kill(mount.pid, signal.SIGSTOP)
     try:
@@ -599,6 +610,7 @@ def test_a_stopped_process_is_not_waited_for(
             client.find(str(mount.path), places)
     finally:
         os.kill(mount.pid, signal.SIGCONT)
+    monkeypatch.undo()
     assert commands.run(["status"], places) == 0
 
 
@@ -675,7 +687,7 @@ def test_only_the_owner_may_enter(sshd: Sshd, make_mount: Callable[..., Mount]) 
     place.chmod(0o755)
     try:
         mount = make_mount(sshd, env={"XDG_RUNTIME_DIR": str(place)})
-        (path,) = (place / "sftpmount").iterdir()
+        path = socket_of(mount, place / "sftpmount")
         assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
         if is_root():  # and can be somebody else
             assert in_another_process(ASK_AS_NOBODY, path) == "Permission denied"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Callable, List, Optional
 
@@ -191,13 +191,14 @@ def test_a_signal_unmounts_then_stores(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_a_signal_that_comes_before_the_mount_waits_for_it() -> None:
+def test_a_signal_that_comes_before_the_mount_waits_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     mount = Mount()
     told: List[str] = []
 
     def serve(on_ready: Callable[[], None], on_forced: Callable[[], None]) -> None:
         signal_self(signal.SIGTERM)
-        time.sleep(0.1)  # the signal's event is to come first
+        wait_until(lambda: "unmounting" in caplog.text, 20, "the signal's event, which is to come first")
         mount.serve(on_ready, on_forced)
 
     lost = supervise(

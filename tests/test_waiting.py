@@ -14,8 +14,10 @@ from sftpmount.errors import FsError
 WAIT_S = 20.0
 
 
-def outcome(act: Callable[[], object], is_interrupted: Optional[Callable[[], bool]]) -> List[Optional[int]]:
-    """What ``act`` ended with in a thread of its own, its errno or None; [] where it goes on after a second."""
+def outcome(
+    act: Callable[[], object], is_interrupted: Optional[Callable[[], bool]], timeout_s: float = WAIT_S
+) -> List[Optional[int]]:
+    """What ``act`` ended with in a thread of its own, its errno or None; [] where it goes on after that time."""
     ended: List[Optional[int]] = []
 
     def run() -> None:
@@ -30,7 +32,7 @@ def outcome(act: Callable[[], object], is_interrupted: Optional[Callable[[], boo
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(1.0)
+    thread.join(timeout_s)
     return ended
 
 
@@ -87,7 +89,7 @@ def test_who_serves_a_program_that_is_being_ended_stops_waiting(kind: str) -> No
 @pytest.mark.parametrize("is_interrupted", [None, lambda: False])
 def test_others_wait_on(kind: str, is_interrupted: Optional[Callable[[], bool]]) -> None:
     waits = Waits()
-    assert outcome(getattr(waits, kind), is_interrupted) == []
+    assert outcome(getattr(waits, kind), is_interrupted, 1.0) == []
     waits.end()
 
 

