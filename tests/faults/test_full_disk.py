@@ -83,7 +83,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
     with SmallDisk(directory / "disk", f"size={DISK_BYTES}") as small:
         (small.seen / "served").mkdir()
         with Sshd(directory, sftp_server=small.sftp_server, host_key_types=KEYS) as sshd:
-            with Mount(sshd, directory, directory=str(small.directory / "served")) as mount:
+            with Mount(sshd, directory, directory=str(small.directory / "served"), life_s=3600.0) as mount:
                 yield Disk(mount, small.seen)
 
 
