@@ -342,7 +342,7 @@ def _serve(
             lost = daemon.supervise(
                 serve,
                 ready=usable,
-                unmount=lambda: own.unmount(),
+                unmount=lambda: own.unmount() and callers.is_connected(),
                 is_elsewhere=is_elsewhere,
                 store=drain,
                 unstored=unstored,

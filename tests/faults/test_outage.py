@@ -579,6 +579,7 @@ class TestUnmount:
         wait_until(lambda: "signal 15" in mounted.mount.log_text(), 20.0, "the first signal is seen")
         mounted.mount.terminate()
         assert mounted.mount.wait(20.0) == 1
+        assert "in use" not in mounted.mount.log_text()
 
     def test_by_force_while_a_program_waits(self, away: Callable[..., Away]) -> None:
         """``umount -f`` is for root, and gives up; to anybody else it is refused, and nothing is lost."""
