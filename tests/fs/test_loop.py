@@ -216,6 +216,28 @@ def test_without_another_thread_who_waits_is_waited_for(
     assert kernel.threads[b"waits"] == kernel.threads[b"behind"]
 
 
+def test_who_was_done_before_it_turned_out_that_no_other_can_be_had_reads_on(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.ask(b"first")
+    kernel.expect(b"first")
+    leader = kernel.loop._leader
+    may_end = threading.Event()
+
+    def start(server: module._Server) -> None:
+        may_end.set()
+        wait_until(lambda: leader in kernel.loop._parked, WAIT_S, "the end of what was stuck")
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module._Server, "start", start)
+        kernel.ask(b"stuck", lambda: may_end.wait(WAIT_S))
+        kernel.expect(b"stuck")
+    kernel.ask(b"behind")
+    kernel.expect(b"behind")
+    assert kernel.threads[b"stuck"] == kernel.threads[b"behind"]
+
+
 def test_a_fault_of_ours_ends_the_mount(kernel: Kernel) -> None:
     def fail() -> None:
         raise ValueError("a fault of ours")
