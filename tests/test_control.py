@@ -47,10 +47,13 @@ def environment(tmp_path: Path) -> Dict[str, str]:
 class Command:
     """``sftpmount WORDS`` while it runs, and what became of it. With ``on_terminal`` its stderr is one, and ``drawn`` is on it."""
 
-    def __init__(self, tmp_path: Path, *words: object, on_terminal: bool = False) -> None:
+    def __init__(
+        self, tmp_path: Path, *words: object, on_terminal: bool = False, within: Optional[Namespace] = None
+    ) -> None:
         ours, theirs = pty.openpty() if on_terminal else (-1, subprocess.PIPE)
+        command = [sys.executable, "-m", "sftpmount", *map(str, words)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sftpmount", *map(str, words)],
+            command if within is None else within.entering(*command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=theirs,
@@ -491,18 +494,14 @@ def test_umount_ends_a_mount_that_another_namespace_has_a_copy_of(
 
 def test_who_still_sees_a_mount_may_ask_it(mount: Mount, tmp_path: Path) -> None:
     """Though it was unmounted where its process is."""
-    bound = tmp_path / "bound"
-    bound.mkdir()
     assert state_of(mount)["phase"] == "mounted"
-    subprocess.run(["mount", "--bind", mount.path, bound], check=True)
-    try:
+    with Namespace() as other:
         subprocess.run(["fusermount3", "-u", mount.path], check=True)
-        (state,) = states(tmp_path, bound)
+        status = Command(tmp_path, "status", "--json", mount.path, within=other).end()
+        (state,) = checked(json.loads(status.out))
         assert state["mountpoint"] == str(mount.path) and state["phase"] == "storing"
-        assert run(tmp_path, "umount", bound).status == 0
+        assert Command(tmp_path, "umount", mount.path, within=other).end().status == 0
         assert mount.wait() == 0
-    finally:
-        subprocess.run(["umount", bound], check=True)
 
 
 def test_what_is_left_is_stored_though_nobody_waits_for_it_any_more(
