@@ -14,7 +14,7 @@ import sys
 import threading
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional
 
 import jsonschema
 import pytest
@@ -214,6 +214,33 @@ def away(relay: Relay, mount: Mount) -> Iterator[None]:
         relay.refuse(False)
 
 
+class Left(NamedTuple):
+    """A mount with a file that a program has written to, and has open."""
+
+    mount: Mount
+    writer: Writer
+
+
+Leaving = Callable[[int], ContextManager[Left]]
+
+
+@pytest.fixture
+def left(sshd: Sshd, relay: Relay, make_mount: Callable[..., Mount], served: Path) -> Iterator[Leaving]:
+    """Called with ``retry_timeout``: within, the server is away, which has not got "content", written to ``served / "file"``."""
+    with contextlib.ExitStack() as stack:
+
+        @contextlib.contextmanager
+        def leaving(patience_s: int) -> Iterator[Left]:
+            mount = make_mount(sshd, "-o", f"{IMPATIENT}{patience_s}", port=relay.port, directory=str(served))
+            writer = stack.enter_context(Writer(mount.path / "file"))
+            writer.write(b"")
+            with away(relay, mount):
+                writer.write(b"content")
+                yield Left(mount, writer)
+
+        yield leaving
+
+
 # -- what is told -----------------------------------------------------------------------------------------------------------
 
 
@@ -381,39 +408,23 @@ def test_an_outage(
 
 
 def test_an_outage_that_outlasts_the_patience(
-    sshd: Sshd,
-    relay: Relay,
-    make_mount: Callable[..., Mount],
-    served: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    left: Leaving, served: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mount = make_mount(sshd, "-o", IMPATIENT + "1", port=relay.port, directory=str(served))
-    with Writer(mount.path / "file") as writer:
-        writer.write(b"")
-        with away(relay, mount):
-            writer.write(b"content")
-            for command in ("sync", "umount"):
-                assert commands.run([command, str(mount.path)], [str(tmp_path / "sftpmount")]) == 1
-                said = capsys.readouterr().err
-                assert "sftpmount: not stored: /file: the server cannot be reached" in said
-            assert f"{mount.path} stays mounted" in said
-            assert mount.is_mounted and mount.is_running
-        wait_until(lambda: state_of(mount)["connection"]["connected"], WAIT_S, "the server to be back")
-        assert writer.close() == 0
+    with left(1) as (mount, writer):
+        for command in ("sync", "umount"):
+            assert commands.run([command, str(mount.path)], [str(tmp_path / "sftpmount")]) == 1
+            said = capsys.readouterr().err
+            assert "sftpmount: not stored: /file: the server cannot be reached" in said
+        assert f"{mount.path} stays mounted" in said
+        assert mount.is_mounted and mount.is_running
+    wait_until(lambda: state_of(mount)["connection"]["connected"], WAIT_S, "the server to be back")
+    assert writer.close() == 0
     assert commands.run(["sync", str(mount.path)], [str(tmp_path / "sftpmount")]) == 0
     assert (served / "file").read_bytes() == b"content"
 
 
-def test_what_is_lost_at_the_end_is_told(
-    sshd: Sshd, relay: Relay, make_mount: Callable[..., Mount], served: Path, tmp_path: Path
-) -> None:
-    mount = make_mount(sshd, "-o", IMPATIENT + "30", port=relay.port, directory=str(served))
-    with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(Writer(mount.path / "file"))
-        writer.write(b"")
-        stack.enter_context(away(relay, mount))
-        writer.write(b"content")
+def test_what_is_lost_at_the_end_is_told(left: Leaving, tmp_path: Path) -> None:
+    with left(30) as (mount, writer):
         mount.terminate()  # out of sight, and ends with its last user
         wait_until(lambda: not mount.is_mounted, WAIT_S, "the unmount")
         assert state_of(mount)["phase"] == "storing"
@@ -422,7 +433,7 @@ def test_what_is_lost_at_the_end_is_told(
         mount.terminate()
         assert umount.end().status == 1 and "not stored: " in umount.drawn and "/file" in umount.drawn
         assert writer.close() == 1
-    assert mount.wait() == 1
+        assert mount.wait() == 1
 
 
 @pytest.mark.parametrize("by", ["a signal", "fusermount3 -uz"])
@@ -505,42 +516,34 @@ def test_who_still_sees_a_mount_may_ask_it(mount: Mount, tmp_path: Path) -> None
 
 
 def test_what_is_left_is_stored_though_nobody_waits_for_it_any_more(
-    sshd: Sshd, relay: Relay, make_mount: Callable[..., Mount], served: Path, tmp_path: Path
+    left: Leaving, served: Path, tmp_path: Path
 ) -> None:
     """libfuse 2, at its end, lets SIGPIPE end the process that writes to who has left."""
-    mount = make_mount(sshd, "-o", IMPATIENT + "60", port=relay.port, directory=str(served))
-    with Writer(mount.path / "file") as writer:
-        writer.write(b"")
-        with away(relay, mount):
-            writer.write(b"content")
-            mount.terminate()
-            wait_until(lambda: not mount.is_mounted, WAIT_S, "the unmount")
-            umount = Command(tmp_path, "umount", mount.path, on_terminal=True)
-            umount.await_drawn("is away")
-            writer.process.kill()
-            wait_until(lambda: not serves(mount.pid), WAIT_S, "libfuse's end")
-            assert not is_ended_by(mount.pid, signal.SIGPIPE)
-            assert umount.interrupt().status == 130
-            left_at = datetime.now(timezone.utc) + timedelta(seconds=5 * server.PROGRESS_S)
-            wait_until(lambda: time_of(mount) > left_at, WAIT_S, "more progress to tell")
+    with left(60) as (mount, writer):
+        mount.terminate()
+        wait_until(lambda: not mount.is_mounted, WAIT_S, "the unmount")
+        umount = Command(tmp_path, "umount", mount.path, on_terminal=True)
+        umount.await_drawn("is away")
+        writer.process.kill()
+        wait_until(lambda: not serves(mount.pid), WAIT_S, "libfuse's end")
+        assert not is_ended_by(mount.pid, signal.SIGPIPE)
+        assert umount.interrupt().status == 130
+        left_at = datetime.now(timezone.utc) + timedelta(seconds=5 * server.PROGRESS_S)
+        wait_until(lambda: time_of(mount) > left_at, WAIT_S, "more progress to tell")
     assert mount.wait() == 0
     assert (served / "file").read_bytes() == b"content"
 
 
 def test_what_cannot_be_stored_of_a_mount_out_of_sight_is_named_at_once(
-    sshd: Sshd, relay: Relay, make_mount: Callable[..., Mount], served: Path, tmp_path: Path
+    left: Leaving, served: Path, tmp_path: Path
 ) -> None:
-    mount = make_mount(sshd, "-o", IMPATIENT + "1", port=relay.port, directory=str(served))
-    with Writer(mount.path / "file") as writer:
-        writer.write(b"")
-        with away(relay, mount):
-            writer.write(b"content")
-            subprocess.run(["fusermount3", "-uz", mount.path], check=True)
-            umount = run(tmp_path, "umount", mount.path)
-            assert umount.status == 1 and "sftpmount: not stored: /file: " in umount.err
-            assert f"it is unmounted, and process {mount.pid} goes on with what is left." in umount.err
-        wait_until(lambda: state_of(mount)["connection"]["connected"], WAIT_S, "the server to be back")
-        assert writer.close() == 0
+    with left(1) as (mount, writer):
+        subprocess.run(["fusermount3", "-uz", mount.path], check=True)
+        umount = run(tmp_path, "umount", mount.path)
+        assert umount.status == 1 and "sftpmount: not stored: /file: " in umount.err
+        assert f"it is unmounted, and process {mount.pid} goes on with what is left." in umount.err
+    wait_until(lambda: state_of(mount)["connection"]["connected"], WAIT_S, "the server to be back")
+    assert writer.close() == 0
     assert mount.wait() == 0 and (served / "file").read_bytes() == b"content"
 
 
